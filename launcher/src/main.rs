@@ -1,0 +1,2 @@
+//! `ulaunch`: containers on a union filesystem.
+fn main() {}

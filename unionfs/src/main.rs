@@ -1,0 +1,2 @@
+//! `uaufs`: parse, run, exit code.
+fn main() {}

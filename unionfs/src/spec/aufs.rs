@@ -1,0 +1,1 @@
+//! The AUFS option grammar.

@@ -1,0 +1,1 @@
+//! The overlayfs and fuse-overlayfs option grammar.
