@@ -88,9 +88,16 @@ impl BranchPerm {
         ignore_xattr: IgnoreXattr::empty(),
     };
     /// `ro`
-    pub const RO: Self = Self { access: Access::ReadOnly, whiteouts: false, ..Self::RW };
+    pub const RO: Self = Self {
+        access: Access::ReadOnly,
+        whiteouts: false,
+        ..Self::RW
+    };
     /// `ro+wh`
-    pub const RO_WH: Self = Self { access: Access::ReadOnly, ..Self::RW };
+    pub const RO_WH: Self = Self {
+        access: Access::ReadOnly,
+        ..Self::RW
+    };
 
     /// May the union write here?
     pub fn writable(&self) -> bool {
@@ -137,25 +144,38 @@ pub enum CreatePolicy {
     /// Top of the parent, else the first writable above it.
     TopDownParent,
     /// Topmost writable with more than `low` bytes free, else most free space.
-    TopDownMostFree { /// bytes
-        low: u64, /// cache time
-        hold: Duration },
+    TopDownMostFree {
+        /// bytes
+        low: u64,
+        /// cache time
+        hold: Duration,
+    },
     /// Round robin over writable branches.
     RoundRobin,
     /// Most free space.
-    MostFree { /// cache time
-        hold: Duration },
+    MostFree {
+        /// cache time
+        hold: Duration,
+    },
     /// Most free space; round robin when that has less than `low`.
-    MostFreeRoundRobin { /// bytes
-        low: u64, /// cache time
-        hold: Duration },
+    MostFreeRoundRobin {
+        /// bytes
+        low: u64,
+        /// cache time
+        hold: Duration,
+    },
     /// Most free among the branches that hold the parent.
-    ParentMostFree { /// cache time
-        hold: Duration },
+    ParentMostFree {
+        /// cache time
+        hold: Duration,
+    },
     /// As above, `MostFreeRoundRobin` when that has less than `low`.
-    ParentMostFreeRoundRobin { /// bytes
-        low: u64, /// cache time
-        hold: Duration },
+    ParentMostFreeRoundRobin {
+        /// bytes
+        low: u64,
+        /// cache time
+        hold: Duration,
+    },
 }
 
 /// Which writable branch an existing entry is copied to (`cpup=`).
@@ -305,7 +325,11 @@ impl Options {
     pub fn defaults(grammar: Grammar) -> Self {
         let overlay = grammar == Grammar::Overlay;
         Self {
-            udba: if overlay { Udba::None } else { Udba::Reval(Duration::from_secs(1)) },
+            udba: if overlay {
+                Udba::None
+            } else {
+                Udba::Reval(Duration::from_secs(1))
+            },
             create: CreatePolicy::TopDownParent,
             copyup: CopyupPolicy::TopDownParent,
             dir_opaque: DirOpaque::Whiteouted,

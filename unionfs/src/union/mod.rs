@@ -1,84 +1,164 @@
 //! The one facade of the core: every operation of the union, on node numbers and plain values.
+//!
+//! Each file of this module is one group of operations. They all follow the same three steps: find
+//! out what the branches say, decide, act on one writable branch.
+
+mod attr;
+mod copyup;
+mod create;
+mod data;
+mod dirs;
+mod links;
+mod list;
+mod lookup;
+mod namespace;
+mod open;
+mod redirect;
+mod remove;
+mod rename;
+mod setup;
+mod xattr;
 
 use crate::errno::{Errno, Result};
-use crate::setup::SetupError;
-use crate::spec::{MountSpec, Options};
+use crate::ino::InoMap;
+use crate::node::{FdCache, Node, NodeTable};
+use crate::spec::{Options, Udba};
+use crate::stack::Stack;
 use crate::types::*;
+use copyup::CopyUps;
+use links::LinkTable;
+use open::OpenTable;
+use parking_lot::{Mutex, RwLock};
+use redirect::Redirects;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// A mounted or mountable union. All methods may be called from any thread at once.
 pub struct Union {
     options: Options,
+    /// Replaced as a whole by live changes. A leaf lock.
+    stack: RwLock<Arc<Stack>>,
+    nodes: NodeTable,
+    inos: InoMap,
+    /// Directories (`O_PATH`) by node and branch.
+    dir_fds: FdCache<(NodeId, BranchId)>,
+    /// Data descriptors of nodes.
+    data_fds: FdCache<(NodeId, BranchId)>,
+    opens: OpenTable,
+    links: LinkTable,
+    redirects: Redirects,
+    copyups: CopyUps,
+    /// Lock order 1: held over renames between two directories, so that the order of the two
+    /// directory locks (ancestor first) cannot change while it is determined.
+    rename_lock: Mutex<()>,
+    next_generation: AtomicU64,
+    /// Directories that are not shown: device and inode number.
+    hidden: Vec<(u64, u64)>,
+    /// May the daemon give files to others?
+    privileged: bool,
 }
 
-#[allow(unused_variables)]
+/// "For ever", as far as a kernel cache is concerned.
+const FOREVER: Duration = Duration::from_secs(1 << 30);
+
 impl Union {
-    /// Opens the branches, takes the locks of the writable ones, finishes what a crash left.
-    /// Does not mount anything. Branch paths are resolved now and never again.
-    pub fn open(spec: &MountSpec) -> core::result::Result<Self, SetupError> { Ok(Self { options: spec.options.clone() }) }
     /// The options in force.
-    pub fn options(&self) -> &Options { &self.options }
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
     /// True when no branch is writable: mount with MS_RDONLY.
-    pub fn read_only(&self) -> bool { false }
+    pub fn read_only(&self) -> bool {
+        !self.stack().branches().iter().any(|b| b.writable())
+    }
+
+    /// The branches as they stand now.
+    pub fn stack(&self) -> Arc<Stack> {
+        self.stack.read().clone()
+    }
+
     /// How long the kernel may trust answers.
-    pub fn lifetimes(&self) -> Lifetimes { Lifetimes { entry: Default::default(), attr: Default::default(), negative: Default::default() } }
-    /// LOOKUP. A found entry counts once towards [`Self::forget`].
-    pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Lookup> { Err(Errno::NOSYS) }
+    pub fn lifetimes(&self) -> Lifetimes {
+        let by_udba = match self.options.udba {
+            Udba::None => FOREVER,
+            Udba::Reval(lifetime) => lifetime,
+            Udba::Notify => FOREVER,
+        };
+        let entry = self.options.timeout.unwrap_or(by_udba);
+        // With every contributing directory's permission checked (`nodirperm1`), the kernel must
+        // ask again on each step: see `attr::directory_mode`.
+        Lifetimes {
+            entry,
+            attr: entry,
+            negative: entry,
+        }
+    }
+
     /// FORGET.
-    pub fn forget(&self, node: NodeId, count: u64) {}
-    /// GETATTR.
-    pub fn getattr(&self, node: NodeId) -> Result<Attr> { Err(Errno::NOSYS) }
-    /// SETATTR. Truncation by a caller without CAP_FSETID drops setuid, setgid and capabilities when `kill_priv`.
-    pub fn setattr(&self, caller: &Caller, node: NodeId, set: &SetAttr, kill_priv: bool) -> Result<Attr> { Err(Errno::NOSYS) }
-    /// READLINK.
-    pub fn readlink(&self, node: NodeId) -> Result<Vec<u8>> { Err(Errno::NOSYS) }
-    /// MKNOD (regular files too). `umask` is applied unless the parent has a default ACL.
-    pub fn mknod(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32, umask: u32, rdev: u64) -> Result<Entry> { Err(Errno::NOSYS) }
-    /// MKDIR.
-    pub fn mkdir(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32, umask: u32) -> Result<Entry> { Err(Errno::NOSYS) }
-    /// SYMLINK.
-    pub fn symlink(&self, caller: &Caller, parent: NodeId, name: &[u8], target: &[u8]) -> Result<Entry> { Err(Errno::NOSYS) }
-    /// LINK.
-    pub fn link(&self, caller: &Caller, node: NodeId, parent: NodeId, name: &[u8]) -> Result<Entry> { Err(Errno::NOSYS) }
-    /// UNLINK.
-    pub fn unlink(&self, caller: &Caller, parent: NodeId, name: &[u8]) -> Result<()> { Err(Errno::NOSYS) }
-    /// RMDIR.
-    pub fn rmdir(&self, caller: &Caller, parent: NodeId, name: &[u8]) -> Result<()> { Err(Errno::NOSYS) }
-    /// RENAME and RENAME2.
-    pub fn rename(&self, caller: &Caller, from: (NodeId, &[u8]), to: (NodeId, &[u8]), flags: RenameFlags) -> Result<()> { Err(Errno::NOSYS) }
-    /// CREATE: makes a regular file and opens it as [`Self::open_node`] does.
-    pub fn create(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32, umask: u32, flags: i32) -> Result<(Entry, Opened)> { Err(Errno::NOSYS) }
-    /// OPEN of a non-directory. `flags` as in open(2). Pins the data descriptor until [`Self::release`].
-    pub fn open_node(&self, node: NodeId, flags: i32) -> Result<Opened> { Err(Errno::NOSYS) }
-    /// RELEASE of one [`Self::open_node`] or [`Self::create`].
-    pub fn release(&self, node: NodeId) {}
-    /// READ into `buf`; returns the bytes read (short only at the end of the file).
-    pub fn read(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize> { Err(Errno::NOSYS) }
-    /// WRITE. Copies up first if needed. `append`: the file was opened O_APPEND (the kernel already chose the offset).
-    pub fn write(&self, node: NodeId, offset: u64, data: &[u8], kill_priv: bool) -> Result<usize> { Err(Errno::NOSYS) }
-    /// FSYNC / FSYNCDIR.
-    pub fn fsync(&self, node: NodeId, datasync: bool) -> Result<()> { Err(Errno::NOSYS) }
-    /// FALLOCATE, `mode` as in fallocate(2).
-    pub fn fallocate(&self, node: NodeId, offset: u64, length: u64, mode: i32) -> Result<()> { Err(Errno::NOSYS) }
-    /// LSEEK with SEEK_DATA or SEEK_HOLE.
-    pub fn lseek(&self, node: NodeId, offset: i64, whence: i32) -> Result<i64> { Err(Errno::NOSYS) }
-    /// COPY_FILE_RANGE.
-    pub fn copy_file_range(&self, from: (NodeId, u64), to: (NodeId, u64), length: u64) -> Result<usize> { Err(Errno::NOSYS) }
-    /// OPENDIR: may the kernel keep its cached listing?
-    pub fn open_dir(&self, node: NodeId) -> Result<Opened> { Err(Errno::NOSYS) }
-    /// READDIR from `cookie` (0 = start); includes `.` and `..`.
-    pub fn list(&self, node: NodeId, cookie: u64, sink: &mut ListSink<'_>) -> Result<()> { Err(Errno::NOSYS) }
-    /// READDIRPLUS. An entry the sink refuses does not count as looked up.
-    pub fn list_plus(&self, node: NodeId, cookie: u64, sink: &mut ListPlusSink<'_>) -> Result<()> { Err(Errno::NOSYS) }
-    /// GETXATTR: the whole value.
-    pub fn getxattr(&self, node: NodeId, name: &[u8]) -> XattrResult { Err(Errno::NOSYS) }
-    /// LISTXATTR: names, each with its NUL.
-    pub fn listxattr(&self, node: NodeId) -> XattrResult { Err(Errno::NOSYS) }
-    /// SETXATTR, `flags` as in setxattr(2).
-    pub fn setxattr(&self, node: NodeId, name: &[u8], value: &[u8], flags: i32) -> Result<()> { Err(Errno::NOSYS) }
-    /// REMOVEXATTR.
-    pub fn removexattr(&self, node: NodeId, name: &[u8]) -> Result<()> { Err(Errno::NOSYS) }
-    /// STATFS.
-    pub fn statfs(&self, node: NodeId) -> Result<StatFs> { Err(Errno::NOSYS) }
-    /// Called once when the mount is gone: drops temporary data, writes back what is to be remembered.
-    pub fn shutdown(&self) {}
+    pub fn forget(&self, node: NodeId, count: u64) {
+        for dead in self.nodes.forget(node, count) {
+            self.drop_caches_of(&dead);
+        }
+    }
+
+    fn drop_caches_of(&self, node: &Node) {
+        if node.kind == Kind::Dir {
+            for layer in node.layers().iter() {
+                self.dir_fds.remove((node.id, layer.branch));
+            }
+        } else {
+            self.data_fds.remove((node.id, node.inode().0));
+            self.opens.remove(node.id);
+            self.links.forget(node.id);
+        }
+    }
+
+    /// Nodes alive: for statistics and leak tests.
+    pub fn node_count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Called once when the mount is gone: makes the bookkeeping durable.
+    pub fn shutdown(&self) {
+        for branch in self.stack().branches() {
+            if let Some(store) = &branch.store
+                && let Err(err) = store.sync()
+            {
+                log::warn!(
+                    "{}: cannot sync the bookkeeping: {err}",
+                    branch.path.display()
+                );
+            }
+        }
+    }
+
+    fn node(&self, id: NodeId) -> Result<Arc<Node>> {
+        self.nodes.get(id).ok_or(Errno::STALE)
+    }
+
+    fn dir_node(&self, id: NodeId) -> Result<Arc<Node>> {
+        let node = self.node(id)?;
+        if node.kind == Kind::Dir {
+            Ok(node)
+        } else {
+            Err(Errno::NOTDIR)
+        }
+    }
+
+    fn generation(&self) -> u64 {
+        self.next_generation.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Runs `f`; if the process is out of descriptors, closes the cached ones and tries once more.
+    fn with_descriptors<T>(&self, f: impl Fn() -> Result<T>) -> Result<T> {
+        match f() {
+            Err(Errno::MFILE | Errno::NFILE) => {
+                self.dir_fds.clear();
+                self.data_fds.clear();
+                f()
+            }
+            other => other,
+        }
+    }
 }

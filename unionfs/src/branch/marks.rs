@@ -1,0 +1,187 @@
+//! Making, finding and removing whiteouts and opaque marks on one branch.
+
+use super::Branch;
+use crate::errno::{Errno, Result};
+use crate::spec::Format;
+use crate::sys::stat::stat_at;
+use crate::sys::{creds, xattr};
+use crate::types::Kind;
+use crate::whiteout::{OPAQUE, OPAQUE_FO, whiteout_name};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+
+/// The attribute that overlayfs (as root) marks opaque directories with.
+const TRUSTED_OPAQUE: &[u8] = b"trusted.overlay.opaque";
+/// The same for `userxattr` mounts.
+const USER_OPAQUE: &[u8] = b"user.overlay.opaque";
+/// fuse-overlayfs's.
+const FO_OPAQUE: &[u8] = b"user.fuseoverlayfs.opaque";
+
+impl Branch {
+    /// Is `name` in `dir` hidden by a mark of its own on this branch?
+    ///
+    /// Does not look at `honours_whiteouts`. A whiteout that is no regular file does not count.
+    pub fn has_whiteout(&self, dir: impl AsFd, name: &[u8]) -> Result<bool> {
+        if let Some(mark) = whiteout_name(name) {
+            match stat_at(dir.as_fd(), &mark) {
+                Ok(stat) if stat.kind() == Kind::File => return Ok(true),
+                Ok(_) | Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
+                Err(err) => return Err(err),
+            }
+        }
+        if self.device_hides(name) {
+            return match stat_at(dir, name) {
+                Ok(stat) => Ok(stat.is_null_device()),
+                Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(false),
+                Err(err) => Err(err),
+            };
+        }
+        Ok(false)
+    }
+
+    /// Is a 0/0 device of this name a whiteout here? In the AUFS format only for names that are
+    /// too long for `.wh.NAME`.
+    pub fn device_hides(&self, name: &[u8]) -> bool {
+        self.format == Format::Overlay || whiteout_name(name).is_none()
+    }
+
+    /// Hides `name` on the branches below. Nothing of that name may be on this branch in the
+    /// overlay format (see [`Self::replace_by_whiteout`]); in the AUFS format the entry may still
+    /// be there and stays visible until it is removed.
+    ///
+    /// Errors: EEXIST never (an existing whiteout is success); ENAMETOOLONG when neither form fits.
+    pub fn make_whiteout(&self, dir: impl AsFd, name: &[u8]) -> Result<()> {
+        let dir = dir.as_fd();
+        match (self.format, whiteout_name(name)) {
+            (Format::Aufs, Some(mark)) => self.link_base(dir, &mark),
+            (Format::Aufs, None) => make_null_device(dir, name).map_err(|_| Errno::NAMETOOLONG),
+            (Format::Overlay, mark) => match (make_null_device(dir, name), mark) {
+                (
+                    Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL),
+                    Some(mark),
+                ) => self.link_base(dir, &mark),
+                (done, _) => done,
+            },
+        }
+    }
+
+    /// Can [`Self::make_whiteout`] stand beside the entry it will hide? (Else the entry must be
+    /// replaced by it in one step.)
+    pub fn whiteout_is_separate(&self, name: &[u8]) -> bool {
+        self.format == Format::Aufs && whiteout_name(name).is_some()
+    }
+
+    /// Puts a whiteout device in the place of the existing non-directory `name`, atomically.
+    pub fn replace_by_whiteout(&self, dir: impl AsFd, name: &[u8]) -> Result<()> {
+        let dir = dir.as_fd();
+        let store = self.store.as_ref().ok_or(Errno::ROFS)?;
+        let temp = store.temp_name();
+        match make_null_device(store.tmp(), &temp) {
+            Ok(()) => {}
+            Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL) => {
+                let mark = whiteout_name(name).ok_or(Errno::NAMETOOLONG)?;
+                self.link_base(dir, &mark)?;
+                return rustix::fs::unlinkat(dir, name, AtFlags::empty());
+            }
+            Err(err) => return Err(err),
+        }
+        rustix::fs::renameat(store.tmp(), &*temp, dir, name).inspect_err(|_| {
+            // The device is of no use any more; the error that counts is the rename's.
+            let _ = rustix::fs::unlinkat(store.tmp(), &*temp, AtFlags::empty());
+        })
+    }
+
+    /// Removes the whiteout of `name`, in whichever form it is. No whiteout: fine.
+    pub fn remove_whiteout(&self, dir: impl AsFd, name: &[u8]) -> Result<()> {
+        let dir = dir.as_fd();
+        if let Some(mark) = whiteout_name(name) {
+            match rustix::fs::unlinkat(dir, &*mark, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => {}
+                Err(err) => return Err(err),
+            }
+        }
+        Ok(())
+    }
+
+    /// Creates `mark` as a hard link of the base file, or as a file of its own (`nolwh`, a
+    /// filesystem without links, a base at its link limit).
+    fn link_base(&self, dir: impl AsFd, mark: &[u8]) -> Result<()> {
+        let dir = dir.as_fd();
+        let store = self.store.as_ref().ok_or(Errno::ROFS)?;
+        if let (false, Some(base)) = (self.perm.no_link_whiteout, store.base()) {
+            let (base_dir, base_name) = base;
+            match rustix::fs::linkat(base_dir, base_name, dir, mark, AtFlags::empty()) {
+                Ok(()) | Err(Errno::EXIST) => return Ok(()),
+                Err(Errno::MLINK) => store.renew_base(),
+                Err(Errno::NOENT | Errno::PERM | Errno::OPNOTSUPP | Errno::XDEV) => {}
+                Err(err) => return Err(err),
+            }
+        }
+        create_mark(dir, mark)
+    }
+
+    /// Is this directory opaque here? Does not look at `honours_whiteouts`.
+    pub fn is_opaque(&self, dir: &OwnedFd) -> Result<bool> {
+        for mark in [OPAQUE, OPAQUE_FO] {
+            if self.format == Format::Aufs && mark == OPAQUE_FO {
+                continue;
+            }
+            match stat_at(dir, mark) {
+                Ok(_) => return Ok(true),
+                Err(Errno::NOENT) => {}
+                Err(err) => return Err(err),
+            }
+        }
+        if self.format == Format::Overlay {
+            let target = xattr::Target::fd(dir.as_fd());
+            for name in [TRUSTED_OPAQUE, USER_OPAQUE, FO_OPAQUE] {
+                match target.get(name) {
+                    Ok(value) if value == b"y" => return Ok(true),
+                    Ok(_) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {
+                    }
+                    Err(err) => return Err(err),
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Marks this directory opaque.
+    pub fn set_opaque(&self, dir: &OwnedFd) -> Result<()> {
+        // The attribute alone where it can be had: the kernel's overlayfs would show the file.
+        if self.format == Format::Overlay && self.set_opaque_attribute(dir) {
+            return Ok(());
+        }
+        self.link_base(dir, OPAQUE)
+    }
+
+    /// The overlay format's mark, which does not lie in the directory. False = not possible here.
+    pub fn set_opaque_attribute(&self, dir: &OwnedFd) -> bool {
+        let target = xattr::Target::fd(dir.as_fd());
+        // Root's attribute first; a user namespace may only write the other.
+        target.set(TRUSTED_OPAQUE, b"y", 0).is_ok() || target.set(USER_OPAQUE, b"y", 0).is_ok()
+    }
+
+    /// Makes a whiteout file of this full name, also in the overlay format.
+    pub fn make_whiteout_file(&self, dir: impl AsFd, mark: &[u8]) -> Result<()> {
+        self.link_base(dir, mark)
+    }
+}
+
+fn make_null_device(dir: impl AsFd, name: &[u8]) -> Result<()> {
+    let dir = dir.as_fd();
+    match rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0) {
+        Err(Errno::EXIST) if stat_at(dir, name)?.is_null_device() => Ok(()),
+        other => other,
+    }
+}
+
+/// An empty file, mode 0444.
+pub(super) fn create_mark(dir: impl AsFd, name: &[u8]) -> Result<()> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let mode = Mode::from_bits_truncate(0o444);
+    match creds::with_exact_modes(|| rustix::fs::openat(dir, name, flags, mode)) {
+        Ok(_) | Err(Errno::EXIST) => Ok(()),
+        Err(err) => Err(err),
+    }
+}

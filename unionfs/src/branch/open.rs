@@ -1,0 +1,217 @@
+//! Opening the branches of a mount: checks, private clones, locks, and errors that people can act on.
+
+use super::Branch;
+use super::store::{Recovered, Store};
+use crate::errno::Errno;
+use crate::setup::SetupError;
+use crate::spec::{BranchSpec, Format, Grammar};
+use crate::sys::clone_tree::private_clone;
+use crate::sys::stat::stat_fd;
+use crate::types::BranchId;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// `statfs` magic numbers of filesystems that hold no files to merge (linux/magic.h).
+const REFUSED: &[(u64, &str)] = &[
+    (0x9fa0, "proc"),
+    (0x6265_6572, "sysfs"),
+    (0x6264_6576, "devfs"),
+    (0x6264_6562, "debugfs"),
+    (0x7363_6673, "securityfs"),
+    (0x6270_6673, "bpf"),
+    (0x2712_00c0, "cgroup"),
+    (0x0027_e0eb, "cgroup"),
+    (0x6367_7270, "cgroup2"),
+];
+
+fn path_error(path: &Path, errno: Errno, what: &str) -> SetupError {
+    SetupError::Path {
+        path: path.to_path_buf(),
+        what: what.to_owned(),
+        errno,
+    }
+}
+
+fn open_path(path: &Path, role: &str) -> Result<OwnedFd, SetupError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(CWD, path, flags, Mode::empty()).map_err(|errno| {
+        let what = match errno {
+            Errno::NOENT => format!("no such {role}: create it or correct the path"),
+            Errno::NOTDIR => format!("a {role} must be a directory"),
+            Errno::ACCESS => {
+                format!("cannot open the {role}: every directory above it must be searchable")
+            }
+            _ => format!("cannot open the {role}"),
+        };
+        path_error(path, errno, &what)
+    })
+}
+
+/// A branch that was opened and checked but not yet locked.
+struct Candidate {
+    spec: BranchSpec,
+    real_path: PathBuf,
+    fd: OwnedFd,
+    dev: u64,
+    ino: u64,
+}
+
+fn candidate(spec: &BranchSpec) -> Result<Candidate, SetupError> {
+    let fd = open_path(&spec.path, "branch")?;
+    let stat = stat_fd(&fd).map_err(|e| path_error(&spec.path, e, "cannot stat the branch"))?;
+    if let Ok(fs) = rustix::fs::fstatfs(&fd)
+        && let Some((_, name)) = REFUSED.iter().find(|(magic, _)| *magic == fs.f_type as u64)
+    {
+        let what = format!("{name} cannot be a branch: use a directory of a disk filesystem");
+        return Err(path_error(&spec.path, Errno::INVAL, &what));
+    }
+    // A branch nobody can list would look empty, not unreadable.
+    let listing = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(&fd, c".", listing, Mode::empty()).map_err(|e| {
+        path_error(
+            &spec.path,
+            e,
+            "cannot read the branch: give the mounting user read permission",
+        )
+    })?;
+    let real_path = std::fs::canonicalize(&spec.path).map_err(|e| {
+        path_error(
+            &spec.path,
+            Errno::from_io_error(&e).unwrap_or(Errno::IO),
+            "cannot resolve the path",
+        )
+    })?;
+    Ok(Candidate {
+        spec: spec.clone(),
+        real_path,
+        fd,
+        dev: stat.dev,
+        ino: stat.ino,
+    })
+}
+
+/// Refuses the same directory twice, and overlaps in which the ancestor is writable: what is
+/// written to it would change the other branch behind the union's back.
+fn check_overlaps(all: &[Candidate]) -> Result<(), SetupError> {
+    for (i, a) in all.iter().enumerate() {
+        for b in &all[i + 1..] {
+            if (a.dev, a.ino) == (b.dev, b.ino) {
+                let what = format!(
+                    "the same directory is a branch twice (also as {}): name it once",
+                    a.spec.path.display()
+                );
+                return Err(path_error(&b.spec.path, Errno::EXIST, &what));
+            }
+            for (outer, inner) in [(a, b), (b, a)] {
+                if outer.spec.perm.writable() && inner.real_path.starts_with(&outer.real_path) {
+                    let what = format!(
+                        "lies inside the writable branch {}: make that one readonly or move this one out",
+                        outer.spec.path.display()
+                    );
+                    return Err(path_error(&inner.spec.path, Errno::INVAL, &what));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Opens all branches, topmost first.
+///
+/// Returns them with what their logs told. Nothing is mounted; on error everything is closed again
+/// and nothing but (empty) bookkeeping directories may have been created.
+pub fn open_all(
+    specs: &[BranchSpec],
+    grammar: Grammar,
+) -> Result<Vec<(Arc<Branch>, Recovered)>, SetupError> {
+    let candidates: Vec<Candidate> = specs.iter().map(candidate).collect::<Result<_, _>>()?;
+    check_overlaps(&candidates)?;
+    candidates
+        .into_iter()
+        .enumerate()
+        .map(|(position, c)| open_one(c, BranchId(position as u16), grammar))
+        .collect()
+}
+
+fn open_one(
+    c: Candidate,
+    id: BranchId,
+    grammar: Grammar,
+) -> Result<(Arc<Branch>, Recovered), SetupError> {
+    let default = if grammar == Grammar::Overlay {
+        Format::Overlay
+    } else {
+        Format::Aufs
+    };
+    let format = c.spec.format.unwrap_or(default);
+    let writable = c.spec.perm.writable();
+    let mut recovered = Recovered::default();
+    let mut store = None;
+    if writable {
+        let work = match &c.spec.workdir {
+            Some(path) => Some(open_work(path, &c)?),
+            None => None,
+        };
+        let opened = Store::open(c.fd.as_fd(), work.as_ref().map(|w| w.as_fd()), format);
+        let (s, r) = opened.map_err(|errno| store_error(&c, errno))?;
+        (store, recovered) = (Some(s), r);
+    }
+    let (root, is_clone) = match private_clone(&c.fd, !writable) {
+        Ok(tree) => (tree, true),
+        Err(_) => (c.fd, false),
+    };
+    let stat = stat_fd(&root).map_err(|e| path_error(&c.spec.path, e, "cannot stat the branch"))?;
+    let branch = Branch {
+        id,
+        path: c.real_path,
+        perm: c.spec.perm,
+        format,
+        root: Arc::new(root),
+        dev: stat.dev,
+        mnt_id: stat.mnt_id,
+        root_ino: stat.ino,
+        is_clone,
+        store,
+    };
+    Ok((Arc::new(branch), recovered))
+}
+
+fn open_work(path: &Path, branch: &Candidate) -> Result<OwnedFd, SetupError> {
+    let fd = open_path(path, "workdir")?;
+    let stat = stat_fd(&fd).map_err(|e| path_error(path, e, "cannot stat the workdir"))?;
+    if stat.dev != branch.dev {
+        let what = format!(
+            "workdir must be on the same filesystem as upperdir {}",
+            branch.spec.path.display()
+        );
+        return Err(path_error(path, Errno::XDEV, &what));
+    }
+    let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    if real.starts_with(&branch.real_path) || branch.real_path.starts_with(&real) {
+        let what = format!(
+            "workdir and upperdir {} must not lie inside each other",
+            branch.spec.path.display()
+        );
+        return Err(path_error(path, Errno::INVAL, &what));
+    }
+    Ok(fd)
+}
+
+fn store_error(c: &Candidate, errno: Errno) -> SetupError {
+    let what = match errno {
+        Errno::AGAIN => {
+            "another union already writes to this branch: unmount it first, or use the branch readonly"
+        }
+        Errno::ROFS => {
+            "is on a readonly filesystem: give the branch =ro, or remount the filesystem"
+        }
+        Errno::ACCESS | Errno::PERM => {
+            "cannot be written: give the branch =ro, or change its owner or mode"
+        }
+        Errno::NOSPC => "no space left for the branch's bookkeeping",
+        _ => "cannot prepare the writable branch",
+    };
+    path_error(&c.spec.path, errno, what)
+}

@@ -1,0 +1,519 @@
+//! What a writable branch remembers: one directory, one lock, one log.
+//!
+//! ```text
+//! .wh..wh.uaufs/        0700, in the branch root (workdir/uaufs/ in the overlay format)
+//!   format              "uaufs 1\n" and the branch's dialect
+//!   lock                flock'ed by the one daemon that may write
+//!   log                 origins of copied-up files and link counts, appended
+//!   dirren/             one file per renamed directory: where its lower parts are
+//!   tmp/                files being copied up; emptied at mount
+//!   trash/              directories being removed; emptied at mount
+//! .wh..wh.aufs          the base that whiteouts are links of      (AUFS's own)
+//! .wh..wh.plnk/         pseudo-links `<node>.<branch inode>`      (AUFS's own)
+//! .wh..wh.orph/         orphans                                   (AUFS's own)
+//! ```
+//!
+//! Log records are written with one append each and carry a checksum, so that a torn last record
+//! is recognised and dropped. Losing the tail costs stable inode numbers, never data.
+
+use super::marks::create_mark;
+use crate::errno::{Errno, Result};
+use crate::spec::Format;
+use crate::sys::stat::stat_at;
+use crate::sys::{Name, creds};
+use crate::types::{Kind, NodeId, Timestamp};
+use crate::whiteout::{BASE, ORPHAN_DIR, PLINK_DIR, STORE_DIR};
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, openat};
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Where a copied-up file came from: its union number, and the birth time of the copy, which
+/// tells it from a later file that got the same inode number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Union number.
+    pub node: NodeId,
+    /// Birth time of the file on the writable branch.
+    pub btime: Timestamp,
+}
+
+/// One record of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// The branch inode `real` is a copy of what was `origin.node`.
+    Origin {
+        /// Inode number on the branch.
+        real: u64,
+        /// What it is a copy of.
+        origin: Origin,
+    },
+    /// The branch inode `real` is gone.
+    Gone {
+        /// Inode number on the branch.
+        real: u64,
+    },
+    /// `node` has `delta` more names than its file on the branch has links.
+    Links {
+        /// Union number.
+        node: NodeId,
+        /// May be negative; zero forgets it.
+        delta: i32,
+    },
+}
+
+const RECORD_LEN: usize = 40;
+
+impl Record {
+    fn encode(&self) -> [u8; RECORD_LEN] {
+        let (tag, a, b, c, d): (u32, u64, u64, i64, u32) = match *self {
+            Self::Origin { real, origin } => {
+                (1, real, origin.node.0, origin.btime.sec, origin.btime.nsec)
+            }
+            Self::Gone { real } => (2, real, 0, 0, 0),
+            Self::Links { node, delta } => (3, 0, node.0, delta.into(), 0),
+        };
+        let mut out = [0; RECORD_LEN];
+        out[4..8].copy_from_slice(&tag.to_le_bytes());
+        out[8..16].copy_from_slice(&a.to_le_bytes());
+        out[16..24].copy_from_slice(&b.to_le_bytes());
+        out[24..32].copy_from_slice(&c.to_le_bytes());
+        out[32..36].copy_from_slice(&d.to_le_bytes());
+        let crc = crc32fast::hash(&out[4..]);
+        out[..4].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    fn decode(raw: &[u8]) -> Option<Self> {
+        let u32_at = |i: usize| Some(u32::from_le_bytes(raw.get(i..i + 4)?.try_into().ok()?));
+        let u64_at = |i: usize| Some(u64::from_le_bytes(raw.get(i..i + 8)?.try_into().ok()?));
+        if u32_at(0)? != crc32fast::hash(raw.get(4..RECORD_LEN)?) {
+            return None;
+        }
+        let (real, node) = (u64_at(8)?, NodeId(u64_at(16)?));
+        match u32_at(4)? {
+            1 => {
+                let btime = Timestamp {
+                    sec: u64_at(24)? as i64,
+                    nsec: u32_at(32)?,
+                };
+                Some(Self::Origin {
+                    real,
+                    origin: Origin { node, btime },
+                })
+            }
+            2 => Some(Self::Gone { real }),
+            3 => Some(Self::Links {
+                node,
+                delta: u64_at(24)? as i64 as i32,
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// What the log told at mount.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// By inode number on the branch.
+    pub origins: FxHashMap<u64, Origin>,
+    /// By union number.
+    pub links: FxHashMap<NodeId, i32>,
+    /// Pseudo-links found: union number and inode number on the branch.
+    pub plinks: Vec<(NodeId, u64)>,
+}
+
+/// The bookkeeping of one writable branch.
+#[derive(Debug)]
+pub struct Store {
+    tmp: Arc<OwnedFd>,
+    trash: Arc<OwnedFd>,
+    plinks: Arc<OwnedFd>,
+    redirects: OwnedFd,
+    base_dir: OwnedFd,
+    /// Guards appends to the log; a leaf lock, held over one small write.
+    log: Mutex<std::fs::File>,
+    serial: AtomicU64,
+    /// Keeps the flock until the branch is closed.
+    _lock: OwnedFd,
+}
+
+fn open_dir(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(dir, name, flags, Mode::empty())
+}
+
+fn make_dir(dir: impl AsFd, name: &[u8], mode: u32) -> Result<OwnedFd> {
+    let dir = dir.as_fd();
+    let made =
+        creds::with_exact_modes(|| rustix::fs::mkdirat(dir, name, Mode::from_bits_truncate(mode)));
+    match made {
+        Ok(()) | Err(Errno::EXIST) => open_dir(dir, name),
+        Err(err) => Err(err),
+    }
+}
+
+impl Store {
+    /// Opens or makes the bookkeeping of the branch `root`, takes its lock and clears leftovers.
+    ///
+    /// Errors: EAGAIN (`Errno::AGAIN`) when another daemon writes to this branch; EROFS, EACCES
+    /// when it cannot be written at all.
+    pub fn open(
+        root: BorrowedFd<'_>,
+        work: Option<BorrowedFd<'_>>,
+        format: Format,
+    ) -> Result<(Self, Recovered)> {
+        let (home, name): (_, &[u8]) = match work {
+            Some(work) => (work, b"uaufs"),
+            None => (root, STORE_DIR),
+        };
+        let dir = make_dir(home, name, 0o700)?;
+        let lock_flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let lock = openat(&dir, c"lock", lock_flags, Mode::from_bits_truncate(0o600))?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        write_format(&dir, format)?;
+        let meta = if format == Format::Overlay {
+            dir.as_fd()
+        } else {
+            root
+        };
+        let base_dir = open_dir(meta, b".")?;
+        create_mark(&base_dir, BASE)?;
+        let plinks = make_dir(meta, PLINK_DIR, 0o700)?;
+        make_dir(meta, ORPHAN_DIR, 0o700)?;
+        let redirects = make_dir(&dir, b"dirren", 0o700)?;
+        let (tmp, trash) = (
+            make_dir(&dir, b"tmp", 0o700)?,
+            make_dir(&dir, b"trash", 0o700)?,
+        );
+        for leftover in [&tmp, &trash] {
+            remove_contents(leftover)?;
+        }
+        let (log, mut recovered) = open_log(&dir)?;
+        recovered.plinks = list_plinks(&plinks)?;
+        let store = Self {
+            tmp: Arc::new(tmp),
+            trash: Arc::new(trash),
+            plinks: Arc::new(plinks),
+            redirects,
+            base_dir,
+            log: Mutex::new(log),
+            serial: AtomicU64::new(0),
+            _lock: lock,
+        };
+        Ok((store, recovered))
+    }
+
+    /// The directory in which files are built before they get their name.
+    pub fn tmp(&self) -> &Arc<OwnedFd> {
+        &self.tmp
+    }
+
+    /// The directory to which directories are moved before they are emptied.
+    pub fn trash(&self) -> &Arc<OwnedFd> {
+        &self.trash
+    }
+
+    /// The pseudo-link directory.
+    pub fn plinks(&self) -> &Arc<OwnedFd> {
+        &self.plinks
+    }
+
+    /// A name that is used once.
+    pub fn temp_name(&self) -> Name {
+        Name::from_slice(
+            self.serial
+                .fetch_add(1, Ordering::Relaxed)
+                .to_string()
+                .as_bytes(),
+        )
+    }
+
+    /// Directory and name of the whiteout base.
+    pub fn base(&self) -> Option<(BorrowedFd<'_>, &'static [u8])> {
+        Some((self.base_dir.as_fd(), BASE))
+    }
+
+    /// The base has as many links as the filesystem allows: starts a new one.
+    pub fn renew_base(&self) {
+        let temp = self.temp_name();
+        // Two threads may both do it; the later rename wins and nothing is lost.
+        if create_mark(&self.tmp, &temp).is_ok() {
+            let _ = rustix::fs::renameat(&self.tmp, &*temp, &self.base_dir, BASE);
+        }
+    }
+
+    /// Appends a record to the log.
+    pub fn record(&self, record: Record) -> Result<()> {
+        let raw = record.encode();
+        self.log
+            .lock()
+            .write_all(&raw)
+            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+    }
+
+    /// The recorded redirects: inode, birth time, path (see `union::redirect`).
+    pub fn redirects(&self) -> Result<Vec<(u64, Timestamp, Vec<u8>)>> {
+        let mut found = Vec::new();
+        for entry in Dir::read_from(&self.redirects)? {
+            let entry = entry?;
+            let Some(real) = entry.file_name().to_str().ok().and_then(|n| n.parse().ok()) else {
+                continue;
+            };
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let file = openat(&self.redirects, entry.file_name(), flags, Mode::empty())?;
+            let mut raw = vec![0; 64 << 10];
+            let len = crate::sys::copy::read_full(&file, &mut raw, 0)?;
+            if let Some((btime, path)) = decode_redirect(&raw[..len]) {
+                found.push((real, btime, path));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Records a redirect durably, replacing an older one of the same directory.
+    pub fn write_redirect(&self, real: u64, btime: Timestamp, path: &[u8]) -> Result<()> {
+        let temp = self.temp_name();
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = openat(&self.tmp, &*temp, flags, Mode::from_bits_truncate(0o600))?;
+        let mut raw = format!("{}.{}\n", btime.sec, btime.nsec).into_bytes();
+        raw.extend_from_slice(path);
+        crate::sys::copy::write_all(&file, &raw, 0)?;
+        rustix::fs::fdatasync(&file)?;
+        rustix::fs::renameat(
+            &self.tmp,
+            &*temp,
+            &self.redirects,
+            real.to_string().as_bytes(),
+        )
+    }
+
+    /// Forgets a redirect.
+    pub fn remove_redirect(&self, real: u64) {
+        // A leftover is harmless: the birth time tells it from a later directory.
+        let _ = rustix::fs::unlinkat(
+            &self.redirects,
+            real.to_string().as_bytes(),
+            AtFlags::empty(),
+        );
+    }
+
+    /// Makes the log durable.
+    pub fn sync(&self) -> Result<()> {
+        rustix::fs::fdatasync(&*self.log.lock())
+    }
+}
+
+fn write_format(dir: &OwnedFd, format: Format) -> Result<()> {
+    let text = format!(
+        "uaufs 1\nformat {}\n",
+        if format == Format::Aufs {
+            "aufs"
+        } else {
+            "overlay"
+        }
+    );
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = openat(dir, c"format", flags, Mode::from_bits_truncate(0o600))?;
+    crate::sys::copy::write_all(&file, text.as_bytes(), 0)
+}
+
+/// Reads the log, writes it anew without what is superseded, and opens it for appending.
+fn open_log(dir: &OwnedFd) -> Result<(std::fs::File, Recovered)> {
+    let mut recovered = Recovered::default();
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let old = openat(dir, c"log", flags, Mode::from_bits_truncate(0o600))?;
+    let size = usize::try_from(rustix::fs::fstat(&old)?.st_size).map_err(|_| Errno::FBIG)?;
+    let mut raw = vec![0; size];
+    let len = crate::sys::copy::read_full(&old, &mut raw, 0)?;
+    for chunk in raw[..len].chunks_exact(RECORD_LEN) {
+        match Record::decode(chunk) {
+            Some(Record::Origin { real, origin }) => {
+                recovered.origins.insert(real, origin);
+            }
+            Some(Record::Gone { real }) => {
+                recovered.origins.remove(&real);
+            }
+            Some(Record::Links { node, delta: 0 }) => {
+                recovered.links.remove(&node);
+            }
+            Some(Record::Links { node, delta }) => {
+                recovered.links.insert(node, delta);
+            }
+            // A torn or foreign record: what follows cannot be trusted to be aligned.
+            None => break,
+        }
+    }
+    let live = recovered.origins.len() + recovered.links.len();
+    if size == live * RECORD_LEN {
+        return Ok((old.into(), recovered));
+    }
+    let mut compact = Vec::with_capacity(live * RECORD_LEN);
+    for (&real, &origin) in &recovered.origins {
+        compact.extend_from_slice(&Record::Origin { real, origin }.encode());
+    }
+    for (&node, &delta) in &recovered.links {
+        compact.extend_from_slice(&Record::Links { node, delta }.encode());
+    }
+    let flags = flags | OFlags::TRUNC;
+    let new = openat(dir, c"log.new", flags, Mode::from_bits_truncate(0o600))?;
+    crate::sys::copy::write_all(&new, &compact, 0)?;
+    rustix::fs::fdatasync(&new)?;
+    rustix::fs::renameat(dir, c"log.new", dir, c"log")?;
+    Ok((new.into(), recovered))
+}
+
+fn decode_redirect(raw: &[u8]) -> Option<(Timestamp, Vec<u8>)> {
+    let end = raw.iter().position(|b| *b == b'\n')?;
+    let (sec, nsec) = std::str::from_utf8(&raw[..end]).ok()?.split_once('.')?;
+    let btime = Timestamp {
+        sec: sec.parse().ok()?,
+        nsec: nsec.parse().ok()?,
+    };
+    Some((btime, raw[end + 1..].to_vec()))
+}
+
+/// `<node>.<branch inode>` names that are what they say.
+fn list_plinks(dir: &OwnedFd) -> Result<Vec<(NodeId, u64)>> {
+    let mut found = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        let Ok(text) = entry.file_name().to_str() else {
+            continue;
+        };
+        let Some((node, real)) = text.split_once('.') else {
+            continue;
+        };
+        if let (Ok(node), Ok(real)) = (node.parse(), real.parse())
+            && stat_at(dir, text.as_bytes()).is_ok_and(|s| s.ino == real && s.kind() != Kind::Dir)
+        {
+            found.push((NodeId(node), real));
+        }
+    }
+    Ok(found)
+}
+
+/// The name of a pseudo-link.
+pub fn plink_name(node: NodeId, real: u64) -> Name {
+    Name::from_slice(format!("{}.{real}", node.0).as_bytes())
+}
+
+/// Removes everything in a directory of a branch, without following anything or leaving the
+/// filesystem. What cannot be removed is an error; what vanishes meanwhile is not.
+pub fn remove_contents(dir: &OwnedFd) -> Result<()> {
+    // Depth is bounded by memory, not by the call stack.
+    let mut stack = vec![(open_dir(dir, b".")?, None::<Name>)];
+    while let Some((fd, _)) = stack.last() {
+        let mut subdir = None;
+        for entry in Dir::read_from(fd)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            match rustix::fs::unlinkat(fd, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(Errno::ISDIR | Errno::PERM) => {
+                    match rustix::fs::unlinkat(fd, name, AtFlags::REMOVEDIR) {
+                        Ok(()) | Err(Errno::NOENT) => {}
+                        Err(Errno::NOTEMPTY | Errno::EXIST) => {
+                            subdir = Some(Name::from_slice(name));
+                            break;
+                        }
+                        Err(err) => return Err(err),
+                    }
+                }
+                Err(err) => return Err(err),
+            }
+        }
+        match subdir {
+            Some(name) => {
+                let next = open_dir(fd, &name)?;
+                stack.push((next, Some(name)));
+            }
+            None => {
+                let done = stack.pop();
+                if let (Some((_, Some(name))), Some((parent, _))) = (done, stack.last()) {
+                    match rustix::fs::unlinkat(parent, &*name, AtFlags::REMOVEDIR) {
+                        Ok(()) | Err(Errno::NOENT) => {}
+                        Err(err) => return Err(err),
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_survive_encoding_and_torn_ones_do_not() {
+        let origin = Origin {
+            node: NodeId(77),
+            btime: Timestamp { sec: -5, nsec: 9 },
+        };
+        let all = [
+            Record::Origin { real: 12, origin },
+            Record::Gone { real: u64::MAX },
+            Record::Links {
+                node: NodeId(3),
+                delta: -2,
+            },
+        ];
+        for record in all {
+            let raw = record.encode();
+            assert_eq!(Record::decode(&raw), Some(record));
+            assert_eq!(Record::decode(&raw[..RECORD_LEN - 1]), None);
+            let mut bad = raw;
+            bad[20] ^= 1;
+            assert_eq!(Record::decode(&bad), None);
+        }
+    }
+
+    #[test]
+    fn a_second_writer_is_refused_and_the_log_is_read_back() {
+        let tmp = tempfile::tempdir().unwrap();
+        let root = rustix::fs::open(tmp.path(), OFlags::DIRECTORY, Mode::empty()).unwrap();
+        let origin = Origin {
+            node: NodeId(7),
+            btime: Timestamp::default(),
+        };
+        {
+            let (store, seen) = Store::open(root.as_fd(), None, Format::Aufs).unwrap();
+            assert!(seen.origins.is_empty());
+            let second = Store::open(root.as_fd(), None, Format::Aufs);
+            assert_eq!(second.err(), Some(Errno::AGAIN));
+            store.record(Record::Origin { real: 5, origin }).unwrap();
+            store.record(Record::Origin { real: 6, origin }).unwrap();
+            store.record(Record::Gone { real: 6 }).unwrap();
+            store
+                .record(Record::Links {
+                    node: NodeId(7),
+                    delta: 1,
+                })
+                .unwrap();
+        }
+        let (_store, seen) = Store::open(root.as_fd(), None, Format::Aufs).unwrap();
+        assert_eq!(seen.origins.get(&5), Some(&origin));
+        assert_eq!(seen.origins.len(), 1);
+        assert_eq!(seen.links.get(&NodeId(7)), Some(&1));
+    }
+
+    #[test]
+    fn leftovers_are_removed_at_any_depth() {
+        let tmp = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(tmp.path().join("a/b/c")).unwrap();
+        std::fs::write(tmp.path().join("a/b/f"), "x").unwrap();
+        std::os::unix::fs::symlink("/", tmp.path().join("a/l")).unwrap();
+        let root = rustix::fs::open(tmp.path(), OFlags::DIRECTORY, Mode::empty()).unwrap();
+        remove_contents(&root).unwrap();
+        assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
+    }
+}

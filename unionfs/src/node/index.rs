@@ -1,0 +1,415 @@
+//! The merged names of one directory, with stable positions.
+//!
+//! Built in one pass over the layers, topmost first, and then kept up to date by the union's own
+//! changes. A name keeps its position (the directory cookie) for as long as the index lives, also
+//! over a rebuild, so that a listing can go on from a cookie without any handle.
+
+use crate::types::{BranchId, Kind, Timestamp};
+use hashbrown::{DefaultHashBuilder, HashTable};
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+use std::hash::BuildHasher;
+use std::time::Instant;
+
+/// The branches that hold a directory, topmost first.
+pub type BranchList = SmallVec<[BranchId; 4]>;
+
+/// A name that exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Present {
+    /// The branch that decides.
+    pub top: BranchId,
+    /// Its type.
+    pub kind: Kind,
+    /// Its inode number there.
+    pub real: u64,
+    /// Would something of this name be seen if the topmost one were not there?
+    pub below: bool,
+    /// Directories: every branch that contributes, before looking at opaque marks.
+    pub layers: BranchList,
+}
+
+/// What an index says of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It exists.
+    Present(Present),
+    /// It is hidden by a whiteout and nothing above it.
+    Whiteout,
+    /// Nothing is known of it on any layer.
+    Absent,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slot {
+    /// The name was here once; its position is not given to another.
+    Gone,
+    /// Only a whiteout.
+    Whiteout,
+    Entry(Kind),
+}
+
+#[derive(Debug)]
+struct Record {
+    /// The directory cookie: ascending, never given to another name.
+    position: u64,
+    offset: u32,
+    len: u16,
+    top: BranchId,
+    slot: Slot,
+    /// Something visible below the top.
+    below: bool,
+    /// During the build: lower layers do not count any more.
+    blocked: bool,
+    real: u64,
+}
+
+/// When a layer's directory last changed, as seen while it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Data change time.
+    pub mtime: Timestamp,
+    /// Attribute change time.
+    pub ctime: Timestamp,
+}
+
+/// Merged names. Not synchronised: the directory's lock guards it.
+#[derive(Debug)]
+pub struct Index {
+    names: Vec<u8>,
+    records: Vec<Record>,
+    table: HashTable<u32>,
+    hasher: DefaultHashBuilder,
+    /// Directories on more than one branch.
+    merged: FxHashMap<u32, BranchList>,
+    live: u32,
+    subdirs: u32,
+    next_position: u64,
+    gone_since_compaction: u32,
+    /// One for each layer, in order; empty when nobody checks.
+    pub stamps: SmallVec<[Stamp; 2]>,
+    /// When the stamps were last compared.
+    pub checked: Instant,
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self {
+            names: Vec::new(),
+            records: Vec::new(),
+            table: HashTable::new(),
+            hasher: DefaultHashBuilder::default(),
+            merged: FxHashMap::default(),
+            live: 0,
+            subdirs: 0,
+            next_position: 0,
+            gone_since_compaction: 0,
+            stamps: SmallVec::new(),
+            checked: Instant::now(),
+        }
+    }
+}
+
+impl Index {
+    fn name_of(&self, record: &Record) -> &[u8] {
+        &self.names[record.offset as usize..][..usize::from(record.len)]
+    }
+
+    fn find(&self, name: &[u8]) -> Option<u32> {
+        let hash = self.hasher.hash_one(name);
+        self.table
+            .find(hash, |&at| self.name_of(&self.records[at as usize]) == name)
+            .copied()
+    }
+
+    /// The record of `name`, made (as `Gone`) if it is new.
+    fn find_or_add(&mut self, name: &[u8]) -> u32 {
+        if let Some(at) = self.find(name) {
+            return at;
+        }
+        let at = self.records.len() as u32;
+        let position = self.next_position;
+        self.next_position += 1;
+        self.records.push(Record {
+            position,
+            offset: self.names.len() as u32,
+            len: name.len() as u16,
+            top: BranchId(0),
+            slot: Slot::Gone,
+            below: false,
+            blocked: false,
+            real: 0,
+        });
+        self.names.extend_from_slice(name);
+        self.insert_in_table(at);
+        at
+    }
+
+    fn insert_in_table(&mut self, at: u32) {
+        let (records, names, hasher) = (&self.records, &self.names, &self.hasher);
+        let hash_of = |&i: &u32| {
+            let r: &Record = &records[i as usize];
+            hasher.hash_one(&names[r.offset as usize..][..usize::from(r.len)])
+        };
+        self.table.insert_unique(hash_of(&at), at, hash_of);
+    }
+
+    /// Drops the records of names that are gone once they are the majority, so that a directory
+    /// in which names come and go does not grow. The others keep their positions.
+    fn compact(&mut self) {
+        let kept = self.records.iter().filter(|r| r.slot != Slot::Gone).count();
+        if self.records.len() < 2 * kept + 1024 {
+            return;
+        }
+        let old_records = std::mem::take(&mut self.records);
+        let old_names = std::mem::take(&mut self.names);
+        let mut old_merged = std::mem::take(&mut self.merged);
+        self.table.clear();
+        for (old_at, mut record) in old_records.into_iter().enumerate() {
+            if record.slot == Slot::Gone {
+                continue;
+            }
+            let at = self.records.len() as u32;
+            let name = &old_names[record.offset as usize..][..usize::from(record.len)];
+            record.offset = self.names.len() as u32;
+            self.names.extend_from_slice(name);
+            self.records.push(record);
+            if let Some(list) = old_merged.remove(&(old_at as u32)) {
+                self.merged.insert(at, list);
+            }
+            self.insert_in_table(at);
+        }
+    }
+
+    fn set_slot(&mut self, at: u32, slot: Slot) {
+        let record = &mut self.records[at as usize];
+        for (old, sign) in [(record.slot, -1i32), (slot, 1)] {
+            if let Slot::Entry(kind) = old {
+                self.live = self.live.wrapping_add_signed(sign);
+                if kind == Kind::Dir {
+                    self.subdirs = self.subdirs.wrapping_add_signed(sign);
+                }
+            }
+        }
+        record.slot = slot;
+        if slot != Slot::Entry(Kind::Dir) {
+            self.merged.remove(&at);
+        }
+    }
+
+    /// Starts building anew; names keep their positions.
+    pub fn begin(&mut self) {
+        for at in 0..self.records.len() as u32 {
+            self.set_slot(at, Slot::Gone);
+            let record = &mut self.records[at as usize];
+            (record.below, record.blocked) = (false, false);
+        }
+        self.stamps.clear();
+        self.checked = Instant::now();
+    }
+
+    /// While building, from the topmost layer down: `branch` holds `name`.
+    pub fn add_entry(&mut self, branch: BranchId, name: &[u8], kind: Kind, real: u64) {
+        let at = self.find_or_add(name);
+        let record = &mut self.records[at as usize];
+        match record.slot {
+            _ if record.blocked => {}
+            Slot::Entry(top) => {
+                record.below = true;
+                if top == Kind::Dir && kind == Kind::Dir {
+                    let first = record.top;
+                    self.merged
+                        .entry(at)
+                        .or_insert_with(|| BranchList::from_slice(&[first]))
+                        .push(branch);
+                }
+            }
+            Slot::Gone | Slot::Whiteout => {
+                (record.top, record.real) = (branch, real);
+                self.set_slot(at, Slot::Entry(kind));
+            }
+        }
+    }
+
+    /// While building, after the entries of the same layer: `branch` hides `name` below it.
+    pub fn add_whiteout(&mut self, name: &[u8]) {
+        let at = self.find_or_add(name);
+        self.records[at as usize].blocked = true;
+        if self.records[at as usize].slot == Slot::Gone {
+            self.set_slot(at, Slot::Whiteout);
+        }
+    }
+
+    /// What is known of `name`.
+    pub fn get(&self, name: &[u8]) -> Found {
+        let Some(at) = self.find(name) else {
+            return Found::Absent;
+        };
+        let record = &self.records[at as usize];
+        match record.slot {
+            Slot::Gone => Found::Absent,
+            Slot::Whiteout => Found::Whiteout,
+            Slot::Entry(kind) => Found::Present(Present {
+                top: record.top,
+                kind,
+                real: record.real,
+                below: record.below,
+                layers: match self.merged.get(&at) {
+                    Some(list) => list.clone(),
+                    None => BranchList::from_slice(&[record.top]),
+                },
+            }),
+        }
+    }
+
+    /// After a change by the union: `name` now is what `present` says.
+    pub fn set(&mut self, name: &[u8], present: &Present) {
+        let at = self.find_or_add(name);
+        self.set_slot(at, Slot::Entry(present.kind));
+        let record = &mut self.records[at as usize];
+        (record.top, record.real, record.below) = (present.top, present.real, present.below);
+        if present.layers.len() > 1 {
+            self.merged.insert(at, present.layers.clone());
+        } else {
+            self.merged.remove(&at);
+        }
+    }
+
+    /// After a removal by the union; `whiteout` = something below is hidden now.
+    pub fn remove(&mut self, name: &[u8], whiteout: bool) {
+        if let Some(at) = self.find(name) {
+            self.set_slot(at, if whiteout { Slot::Whiteout } else { Slot::Gone });
+            self.records[at as usize].below = false;
+            self.gone_since_compaction += 1;
+            if self.gone_since_compaction >= 1024 {
+                self.gone_since_compaction = 0;
+                self.compact();
+            }
+        }
+    }
+
+    /// Names that exist.
+    pub fn len(&self) -> usize {
+        self.live as usize
+    }
+
+    /// Does no name exist?
+    pub fn is_empty(&self) -> bool {
+        self.live == 0
+    }
+
+    /// Directories among them.
+    pub fn subdirs(&self) -> u32 {
+        self.subdirs
+    }
+
+    /// The existing names from `position` on, with their positions.
+    pub fn iter_from(
+        &self,
+        position: u64,
+    ) -> impl Iterator<Item = (u64, &[u8], Kind, BranchId, u64)> {
+        let start = self.records.partition_point(|r| r.position < position);
+        self.records[start..].iter().filter_map(|r| match r.slot {
+            Slot::Entry(kind) => Some((r.position, self.name_of(r), kind, r.top, r.real)),
+            _ => None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn b(n: u16) -> BranchId {
+        BranchId(n)
+    }
+
+    fn present(index: &Index, name: &[u8]) -> Present {
+        match index.get(name) {
+            Found::Present(p) => p,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn layers_merge_by_the_rules_of_aufs() {
+        let mut i = Index::default();
+        i.begin();
+        i.add_entry(b(0), b"dir", Kind::Dir, 1);
+        i.add_entry(b(0), b"file", Kind::File, 2);
+        i.add_entry(b(0), b"both", Kind::File, 3);
+        i.add_whiteout(b"gone");
+        i.add_whiteout(b"both");
+        i.add_entry(b(1), b"dir", Kind::File, 4);
+        i.add_entry(b(1), b"file", Kind::Dir, 5);
+        i.add_entry(b(1), b"both", Kind::File, 6);
+        i.add_entry(b(1), b"gone", Kind::File, 7);
+        i.add_entry(b(2), b"dir", Kind::Dir, 8);
+        // dir / file / dir merges the first and the third.
+        assert_eq!(present(&i, b"dir").layers.as_slice(), [b(0), b(2)]);
+        assert_eq!(present(&i, b"file").kind, Kind::File);
+        assert!(present(&i, b"file").below);
+        // An entry beside its own whiteout wins, and hides what is below.
+        assert_eq!(
+            (present(&i, b"both").top, present(&i, b"both").below),
+            (b(0), false)
+        );
+        assert_eq!(i.get(b"gone"), Found::Whiteout);
+        assert_eq!(i.get(b"never"), Found::Absent);
+        assert_eq!((i.len(), i.subdirs()), (3, 1));
+    }
+
+    #[test]
+    fn positions_survive_changes_and_rebuilds() {
+        let mut i = Index::default();
+        i.begin();
+        for name in [&b"a"[..], b"b", b"c"] {
+            i.add_entry(b(0), name, Kind::File, 1);
+        }
+        i.remove(b"b", false);
+        i.begin();
+        for name in [&b"c"[..], b"d", b"a"] {
+            i.add_entry(b(0), name, Kind::Dir, 1);
+        }
+        let order: Vec<_> = i.iter_from(0).map(|(p, n, ..)| (p, n.to_vec())).collect();
+        assert_eq!(
+            order,
+            [(0, b"a".to_vec()), (2, b"c".to_vec()), (3, b"d".to_vec())]
+        );
+        assert_eq!(i.subdirs(), 3);
+        assert_eq!(i.iter_from(3).count(), 1);
+        assert_eq!(i.iter_from(u64::MAX).count(), 0);
+    }
+
+    #[test]
+    fn names_that_come_and_go_do_not_make_it_grow() {
+        let mut i = Index::default();
+        let file = Present {
+            top: b(0),
+            kind: Kind::File,
+            real: 1,
+            below: false,
+            layers: BranchList::from_slice(&[b(0)]),
+        };
+        i.set(b"first", &file);
+        i.set(
+            b"merged",
+            &Present {
+                kind: Kind::Dir,
+                layers: BranchList::from_slice(&[b(0), b(3)]),
+                ..file.clone()
+            },
+        );
+        for n in 0..100_000u32 {
+            let name = n.to_string();
+            i.set(name.as_bytes(), &file);
+            i.remove(name.as_bytes(), false);
+        }
+        assert!(i.records.len() < 5000 && i.names.len() < 50_000);
+        i.set(b"last", &file);
+        let order: Vec<_> = i.iter_from(0).map(|(p, n, ..)| (p, n.to_vec())).collect();
+        assert_eq!(order[0], (0, b"first".to_vec()));
+        assert_eq!(order[2], (100_002, b"last".to_vec()));
+        assert_eq!(present(&i, b"merged").layers.len(), 2);
+    }
+}

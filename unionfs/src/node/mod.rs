@@ -1,0 +1,199 @@
+//! Nodes: what the kernel holds a number of, where it is, and the tables to find it.
+//!
+//! A node knows its parent and name (so that an evicted directory descriptor can be opened again),
+//! and either the branches that hold its directory or the branch that holds its inode.
+
+pub mod fds;
+pub mod index;
+pub mod table;
+
+pub use fds::FdCache;
+pub use index::{Index, Present};
+pub use table::NodeTable;
+
+use crate::sys::{Loc, Name};
+use crate::types::{BranchId, Kind, NodeId};
+use parking_lot::RwLock;
+use rustix::fd::OwnedFd;
+use smallvec::SmallVec;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// One branch directory that a union directory is made of.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// Which branch.
+    pub branch: BranchId,
+    /// Inode number of the directory there: checked when it is opened again.
+    pub real: u64,
+    /// Its path from the branch root where that is not "the parent's path and my name": below a
+    /// renamed directory's old place.
+    pub path: Option<Arc<[u8]>>,
+    /// Another filesystem is mounted on it: shown as an empty directory, never entered.
+    pub sealed: bool,
+}
+
+/// The layers of a directory, topmost first; replaced as a whole.
+pub type Layers = Arc<SmallVec<[Layer; 2]>>;
+
+/// How a node that is no directory is reached.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// By its name in its parent.
+    Named,
+    /// In the pseudo-link directory of its branch.
+    Plink,
+    /// By a descriptor: it has no name (that we know) any more.
+    Pinned(Arc<OwnedFd>),
+}
+
+/// Where a node is.
+#[derive(Clone, Debug)]
+pub struct Home {
+    /// The directory of its name; `None` for the root.
+    pub parent: Option<Arc<Node>>,
+    /// Its name there.
+    pub name: Name,
+    /// Has it still that name?
+    pub linked: bool,
+    /// The branch of its inode (directories: of the topmost layer).
+    pub branch: BranchId,
+    /// Its inode number there.
+    pub real: u64,
+    /// How it is reached.
+    pub place: Place,
+}
+
+/// What the directory lock guards: the merged names, once they were needed, and whether the
+/// directory still exists.
+#[derive(Debug, Default)]
+pub struct Namespace {
+    /// Merged names; loaded on first need.
+    pub index: Option<Index>,
+    /// Removed: nothing can be created in it any more.
+    pub dead: bool,
+}
+
+/// The part that only directories have.
+#[derive(Debug)]
+pub struct DirState {
+    /// Lock order 2. Held for reading while a name of this directory is resolved or a file is
+    /// reached by it, for writing while names change. Two of them: ancestors first, unrelated ones
+    /// by ascending number. Never held over the copying of data.
+    pub ns: RwLock<Namespace>,
+    /// A leaf lock: held to clone or replace the pointer.
+    layers: RwLock<Layers>,
+}
+
+/// Something that the kernel knows by number.
+#[derive(Debug)]
+pub struct Node {
+    /// Number.
+    pub id: NodeId,
+    /// Type; never changes.
+    pub kind: Kind,
+    /// Tells apart users of one number.
+    pub generation: u64,
+    /// References the kernel holds.
+    lookups: AtomicU64,
+    /// A leaf lock: held to read or replace the value, never over a system call.
+    home: RwLock<Home>,
+    /// Directories only.
+    dir: Option<Box<DirState>>,
+}
+
+impl Node {
+    /// A node that nobody has looked up yet. `layers` for directories only.
+    pub fn new(
+        id: NodeId,
+        kind: Kind,
+        generation: u64,
+        home: Home,
+        layers: Option<Layers>,
+    ) -> Self {
+        let dir = layers.map(|layers| {
+            Box::new(DirState {
+                ns: RwLock::default(),
+                layers: RwLock::new(layers),
+            })
+        });
+        Self {
+            id,
+            kind,
+            generation,
+            lookups: AtomicU64::new(0),
+            home: RwLock::new(home),
+            dir,
+        }
+    }
+
+    /// A copy of where it is.
+    pub fn home(&self) -> Home {
+        self.home.read().clone()
+    }
+
+    /// Changes where it is.
+    pub fn update_home(&self, f: impl FnOnce(&mut Home)) {
+        f(&mut self.home.write());
+    }
+
+    /// Branch and inode number, without cloning the rest.
+    pub fn inode(&self) -> (BranchId, u64) {
+        let home = self.home.read();
+        (home.branch, home.real)
+    }
+
+    /// Is it at this name (and linked there)?
+    pub fn is_at(&self, parent: NodeId, name: &[u8]) -> bool {
+        let home = self.home.read();
+        home.linked && &*home.name == name && home.parent.as_ref().is_some_and(|p| p.id == parent)
+    }
+
+    /// The directory part.
+    pub fn dir(&self) -> Option<&DirState> {
+        self.dir.as_deref()
+    }
+
+    /// The layers; empty for anything but a directory.
+    pub fn layers(&self) -> Layers {
+        self.dir()
+            .map_or_else(Layers::default, |d| d.layers.read().clone())
+    }
+
+    /// Replaces the layers of a directory.
+    pub fn set_layers(&self, layers: Layers) {
+        if let Some(dir) = self.dir() {
+            *dir.layers.write() = layers;
+        }
+    }
+
+    /// The layer on a branch, if the directory is there.
+    pub fn layer_on(&self, branch: BranchId) -> Option<Layer> {
+        self.dir()?
+            .layers
+            .read()
+            .iter()
+            .find(|l| l.branch == branch)
+            .cloned()
+    }
+
+    /// References held by the kernel.
+    pub fn lookup_count(&self) -> u64 {
+        self.lookups.load(Ordering::Relaxed)
+    }
+
+    /// Walks up from the parent to the root.
+    pub fn ancestors(&self) -> impl Iterator<Item = Arc<Node>> + use<> {
+        let mut next = self.home.read().parent.clone();
+        std::iter::from_fn(move || {
+            let node = next.take()?;
+            next = node.home.read().parent.clone();
+            Some(node)
+        })
+    }
+}
+
+/// A pinned place as a [`Loc`].
+pub fn pinned(fd: &Arc<OwnedFd>) -> Loc {
+    Loc::Fd(fd.clone())
+}

@@ -1,0 +1,158 @@
+//! GETATTR, SETATTR, READLINK, STATFS.
+
+use super::Union;
+use super::namespace::Need;
+use crate::errno::{Errno, Result};
+use crate::node::Node;
+use crate::sys::RealStat;
+use crate::types::*;
+use std::sync::Arc;
+
+impl Union {
+    /// GETATTR.
+    pub fn getattr(&self, node: NodeId) -> Result<Attr> {
+        let node = self.node(node)?;
+        self.attr_of(&node)
+    }
+
+    pub(super) fn attr_of(&self, node: &Arc<Node>) -> Result<Attr> {
+        let stat = self.with_place(node, |_, loc| loc.stat())?;
+        if node.kind == Kind::Dir {
+            self.dir_attr(node, &stat)
+        } else {
+            Ok(self.file_attr(node, &stat))
+        }
+    }
+
+    pub(super) fn file_attr(&self, node: &Node, stat: &RealStat) -> Attr {
+        let mut attr = attr_from(node.id, stat);
+        attr.nlink = self.links.nlink(node, stat);
+        attr
+    }
+
+    /// A directory shows the attributes of its topmost instance and an exact link count.
+    fn dir_attr(&self, node: &Arc<Node>, stat: &RealStat) -> Result<Attr> {
+        let mut attr = attr_from(node.id, stat);
+        let ns = self.ns_read(node, Need::Names)?;
+        if ns.dead {
+            attr.nlink = 0;
+        } else if let (Some(index), true) = (&ns.index, stat.nlink > 1) {
+            // Filesystems that do not count subdirectories say 1: leave it.
+            attr.nlink = 2 + index.subdirs();
+        }
+        Ok(attr)
+    }
+
+    /// READLINK.
+    pub fn readlink(&self, node: NodeId) -> Result<Vec<u8>> {
+        let node = self.node(node)?;
+        if node.kind != Kind::Symlink {
+            return Err(Errno::INVAL);
+        }
+        self.with_place(&node, |_, loc| loc.readlink())
+    }
+
+    /// SETATTR. Truncation by a caller without CAP_FSETID drops setuid, setgid and capabilities:
+    /// `kill_priv`.
+    pub fn setattr(
+        &self,
+        _caller: &Caller,
+        node: NodeId,
+        set: &SetAttr,
+        kill_priv: bool,
+    ) -> Result<Attr> {
+        let node = self.node(node)?;
+        if let Some(size) = set.size {
+            self.truncate(&node, size, kill_priv)?;
+        }
+        if set.mode.is_some()
+            || set.uid.is_some()
+            || set.gid.is_some()
+            || set.atime.is_some()
+            || set.mtime.is_some()
+        {
+            self.make_writable(&node)?;
+            self.with_place(&node, |_, loc| {
+                // Ownership first: it clears setuid and setgid, which the mode may set again.
+                if set.uid.is_some() || set.gid.is_some() {
+                    loc.chown(set.uid, set.gid)?;
+                }
+                if let Some(mode) = set.mode {
+                    loc.chmod(mode)?;
+                }
+                if set.atime.is_some() || set.mtime.is_some() {
+                    loc.set_times(set.atime, set.mtime)?;
+                }
+                Ok(())
+            })?;
+        }
+        self.attr_of(&node)
+    }
+
+    /// STATFS: of the topmost branch, or (`sum`) of all, each filesystem once.
+    pub fn statfs(&self, _node: NodeId) -> Result<StatFs> {
+        let stack = self.stack();
+        let mut devices = Vec::new();
+        let mut sum: Option<StatFs> = None;
+        for branch in stack.branches() {
+            if devices.contains(&branch.dev) {
+                continue;
+            }
+            devices.push(branch.dev);
+            let one = rustix::fs::fstatvfs(&branch.root)?;
+            let namelen = (one.f_namemax as u32).min(u32::from(self.options.name_max));
+            let one = StatFs {
+                blocks: one.f_blocks,
+                bfree: one.f_bfree,
+                bavail: one.f_bavail,
+                files: one.f_files,
+                ffree: one.f_ffree,
+                bsize: one.f_bsize as u32,
+                namelen,
+                frsize: one.f_frsize as u32,
+            };
+            if !self.options.sum {
+                return Ok(one);
+            }
+            sum = Some(match sum {
+                None => one,
+                Some(so_far) => add(so_far, one),
+            });
+        }
+        sum.ok_or(Errno::INVAL)
+    }
+}
+
+/// Adds two filesystems up in the smaller block size.
+fn add(a: StatFs, b: StatFs) -> StatFs {
+    let frsize = a.frsize.min(b.frsize).max(1);
+    let scale =
+        |s: &StatFs, blocks: u64| blocks.saturating_mul(u64::from(s.frsize / frsize).max(1));
+    StatFs {
+        blocks: scale(&a, a.blocks).saturating_add(scale(&b, b.blocks)),
+        bfree: scale(&a, a.bfree).saturating_add(scale(&b, b.bfree)),
+        bavail: scale(&a, a.bavail).saturating_add(scale(&b, b.bavail)),
+        files: a.files.saturating_add(b.files),
+        ffree: a.ffree.saturating_add(b.ffree),
+        bsize: a.bsize.min(b.bsize),
+        namelen: a.namelen.min(b.namelen),
+        frsize,
+    }
+}
+
+pub(super) fn attr_from(ino: NodeId, stat: &RealStat) -> Attr {
+    Attr {
+        ino,
+        size: stat.size,
+        blocks: stat.blocks,
+        blksize: stat.blksize,
+        mode: stat.mode,
+        nlink: stat.nlink,
+        uid: stat.uid,
+        gid: stat.gid,
+        rdev: stat.rdev,
+        atime: stat.atime,
+        mtime: stat.mtime,
+        ctime: stat.ctime,
+    }
+}

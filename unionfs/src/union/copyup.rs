@@ -1,0 +1,563 @@
+//! Copying up: a complete copy is built aside and then given its name, in one rename.
+//!
+//! While the data is copied no lock is held: reads go on from below, other changes of the same
+//! file wait for the copy (they are what started it), everything else is not concerned.
+
+use super::Union;
+use crate::branch::store::{Origin, Record, plink_name};
+use crate::branch::{Branch, Store};
+use crate::errno::{Errno, Result};
+use crate::node::index::{BranchList, Found};
+use crate::node::{Home, Layers, Node, Place, Present};
+use crate::policy::{self, Facts};
+use crate::spec::IgnoreXattr;
+use crate::sys::copy::copy_data;
+use crate::sys::stat::stat_fd;
+use crate::sys::{Loc, Name, RealStat, creds};
+use crate::types::*;
+use parking_lot::{Condvar, Mutex};
+use rustc_hash::FxHashSet;
+use rustix::fd::OwnedFd;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, openat};
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+/// The copy-ups in progress. The mutex is a leaf and is never held while something is copied.
+#[derive(Debug, Default)]
+pub(super) struct CopyUps {
+    running: Mutex<FxHashSet<NodeId>>,
+    finished: Condvar,
+}
+
+/// One copy-up in progress; dropping it wakes those who wait for it.
+struct Running<'a> {
+    copyups: &'a CopyUps,
+    node: NodeId,
+}
+
+impl CopyUps {
+    /// Starts one, or (`None`) waits until the one that runs has ended.
+    fn start_or_wait(&self, node: NodeId) -> Option<Running<'_>> {
+        let mut running = self.running.lock();
+        if running.insert(node) {
+            return Some(Running {
+                copyups: self,
+                node,
+            });
+        }
+        while running.contains(&node) {
+            self.finished.wait(&mut running);
+        }
+        None
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.copyups.running.lock().remove(&self.node);
+        self.copyups.finished.notify_all();
+    }
+}
+
+/// A finished copy that has no name yet. Dropping it removes it.
+struct Copy<'a> {
+    store: &'a Store,
+    temp: Name,
+    stat: RealStat,
+    /// The data, for regular files.
+    file: Option<Arc<OwnedFd>>,
+    published: bool,
+}
+
+impl Copy<'_> {
+    fn loc(&self) -> Loc {
+        Loc::at(self.store.tmp().clone(), &self.temp)
+    }
+}
+
+impl Drop for Copy<'_> {
+    fn drop(&mut self) {
+        if !self.published {
+            let flags = if self.stat.kind() == Kind::Dir {
+                AtFlags::REMOVEDIR
+            } else {
+                AtFlags::empty()
+            };
+            // It lies in the directory that every mount empties: a failure leaves nothing for long.
+            let _ = rustix::fs::unlinkat(self.store.tmp(), &*self.temp, flags);
+        }
+    }
+}
+
+impl Union {
+    /// Makes sure that a node can be changed where it is.
+    pub(super) fn make_writable(&self, node: &Arc<Node>) -> Result<()> {
+        self.copy_up(node, None)
+    }
+
+    /// As [`Self::make_writable`]; `keep`: only this many bytes will be needed.
+    pub(super) fn copy_up(&self, node: &Arc<Node>, keep: Option<u64>) -> Result<()> {
+        loop {
+            if self.branch(node.inode().0)?.writable() {
+                return Ok(());
+            }
+            if node.kind == Kind::Dir {
+                let target = self.copy_up_target(node)?;
+                return self.make_dir_on(node, target);
+            }
+            if let Some(_running) = self.copyups.start_or_wait(node.id) {
+                if !self.branch(node.inode().0)?.writable() {
+                    self.copy_up_file(node, keep)?;
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    /// The branch that the policy copies this node to.
+    pub(super) fn copy_up_target(&self, node: &Arc<Node>) -> Result<BranchId> {
+        let home = node.home();
+        let stack = self.stack();
+        let entry = stack.position(home.branch).ok_or(Errno::STALE)?;
+        let parent = home.parent.filter(|_| home.linked);
+        let writable: SmallVec<[bool; 16]> =
+            stack.branches().iter().map(|b| b.writable()).collect();
+        let has_parent: SmallVec<[bool; 16]> = match &parent {
+            Some(parent) => parent_on(&stack, parent),
+            None => stack.branches().iter().map(|_| true).collect(),
+        };
+        let facts = Facts {
+            writable: &writable,
+            has_parent: &has_parent,
+        };
+        let target = policy::copy_up(facts, entry, self.options.copyup)?;
+        Ok(stack.branches()[usize::from(target.0)].id)
+    }
+
+    fn copy_up_file(&self, node: &Arc<Node>, keep: Option<u64>) -> Result<()> {
+        let target = self.branch(self.copy_up_target(node)?)?;
+        let store = target.store.as_ref().ok_or(Errno::ROFS)?;
+        let home = node.home();
+        if let (Some(parent), true) = (&home.parent, home.linked) {
+            self.make_dir_on(parent, target.id)?;
+        }
+        // The source cannot change: every change of it waits for this copy.
+        let (source_branch, source) =
+            self.with_place(node, |b, loc| Ok((b.clone(), loc.clone())))?;
+        let stat = source.stat()?;
+        let mut copy = self.build_copy(store, &target, &source_branch, &source, &stat, keep)?;
+        self.publish(node, &target, &stat, &mut copy)
+    }
+
+    /// Builds the copy in the store, complete with attributes, and makes its data durable.
+    fn build_copy<'a>(
+        &self,
+        store: &'a Store,
+        target: &Branch,
+        source_branch: &Branch,
+        source: &Loc,
+        stat: &RealStat,
+        keep: Option<u64>,
+    ) -> Result<Copy<'a>> {
+        let temp = store.temp_name();
+        let mut copy = Copy {
+            store,
+            temp,
+            stat: *stat,
+            file: None,
+            published: false,
+        };
+        let dir = store.tmp();
+        match stat.kind() {
+            Kind::File => {
+                let from = source.open_quietly(OFlags::RDONLY)?;
+                let size = stat_fd(&from)?.size;
+                let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                let file = openat(dir, &*copy.temp, flags, Mode::from_bits_truncate(0o600))?;
+                let wanted = keep.unwrap_or(size).min(size);
+                copy_data(&from, &file, wanted, wanted == size)?;
+                copy.file = Some(Arc::new(file));
+            }
+            Kind::Symlink => rustix::fs::symlinkat(source.readlink()?, dir, &*copy.temp)?,
+            Kind::Dir => creds::with_exact_modes(|| {
+                rustix::fs::mkdirat(dir, &*copy.temp, Mode::from_bits_truncate(0o700))
+            })?,
+            kind => make_special(dir, &copy.temp, kind, stat.rdev)?,
+        }
+        let loc = copy.loc();
+        self.copy_metadata(target, source_branch, source, &loc, stat)?;
+        if let (Some(file), false) = (&copy.file, self.options.volatile) {
+            rustix::fs::fsync(&**file)?;
+        }
+        copy.stat = loc.stat()?;
+        Ok(copy)
+    }
+
+    /// Owner, attributes, mode and times, in the order in which none undoes another.
+    fn copy_metadata(
+        &self,
+        target: &Branch,
+        source_branch: &Branch,
+        from: &Loc,
+        to: &Loc,
+        stat: &RealStat,
+    ) -> Result<()> {
+        let mut mode = stat.mode & 0o7777;
+        let owned = match to.chown(Some(stat.uid), Some(stat.gid)) {
+            Ok(()) => true,
+            // A user's daemon cannot keep a foreign owner (no such id in its map): then nothing
+            // that gives the owner's power may be kept either.
+            Err(Errno::PERM | Errno::INVAL) => {
+                mode &= !(libc::S_ISUID | libc::S_ISGID);
+                false
+            }
+            Err(err) => return Err(err),
+        };
+        self.copy_xattrs(target, source_branch, from, to, owned)?;
+        if stat.kind() != Kind::Symlink {
+            to.chmod(mode)?;
+        }
+        to.set_times(Some(SetTime::At(stat.atime)), Some(SetTime::At(stat.mtime)))
+    }
+
+    fn copy_xattrs(
+        &self,
+        target: &Branch,
+        source_branch: &Branch,
+        from: &Loc,
+        to: &Loc,
+        owned: bool,
+    ) -> Result<()> {
+        let names = match from.xattrs(|x| x.list()) {
+            Ok(names) => names,
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
+            Err(err) => return Err(err),
+        };
+        for name in names.split(|b| *b == 0).filter(|n| !n.is_empty()) {
+            let mark =
+                source_branch.format == crate::spec::Format::Overlay && super::xattr::is_mark(name);
+            if mark || (!owned && name == b"security.capability") {
+                continue;
+            }
+            let copied = from
+                .xattrs(|x| x.get(name))
+                .and_then(|value| to.xattrs(|x| x.set(name, &value, 0)));
+            match copied {
+                Ok(()) | Err(Errno::NODATA) => {}
+                Err(Errno::OPNOTSUPP) => {
+                    log::debug!(
+                        "{}: no place for attribute {}",
+                        target.path.display(),
+                        String::from_utf8_lossy(name)
+                    );
+                }
+                Err(err)
+                    if !matches!(err, Errno::NOMEM | Errno::DQUOT)
+                        && ignores_xattr(target, name) => {}
+                Err(err) => return Err(err),
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the copy its name (or, if the file has none any more, only its node) in one step.
+    fn publish(
+        &self,
+        node: &Arc<Node>,
+        target: &Arc<Branch>,
+        lower: &RealStat,
+        copy: &mut Copy<'_>,
+    ) -> Result<()> {
+        let home = node.home();
+        let Some(parent) = home.parent.clone().filter(|_| home.linked) else {
+            return self.publish_unnamed(node, target, lower, copy);
+        };
+        let mut ns = parent.dir().ok_or(Errno::STALE)?.ns.write();
+        let home = node.home();
+        if !home.linked || ns.dead {
+            drop(ns);
+            return self.publish_unnamed(node, target, lower, copy);
+        }
+        let dir = self.dir_fd_on(&parent, target.id)?;
+        let before = stat_fd(&dir)?;
+        self.remember_origin(node, target, copy)?;
+        let linked = lower.nlink > 1;
+        if linked {
+            self.add_plink(node, target, copy)?;
+        }
+        if let Err(err) = rustix::fs::renameat(copy.store.tmp(), &*copy.temp, &dir, &*home.name) {
+            self.inos.forget_real(target.dev, copy.stat.ino);
+            if linked {
+                self.remove_plink(node, target, copy.stat.ino);
+            }
+            return Err(err);
+        }
+        copy.published = true;
+        if linked {
+            self.set_delta(
+                node,
+                target,
+                lower.nlink as i32 + self.links.delta(node.id) - 1,
+            );
+        }
+        keep_times(&dir, &before);
+        self.moved_to(node, target, copy, Place::Named);
+        if let Some(index) = &mut ns.index
+            && let Found::Present(old) = index.get(&home.name)
+        {
+            let top = Present {
+                top: target.id,
+                real: copy.stat.ino,
+                below: true,
+                layers: BranchList::from_slice(&[target.id]),
+                ..old
+            };
+            index.set(&home.name, &top);
+        }
+        self.restamp(&parent, &mut ns, target.id);
+        Ok(())
+    }
+
+    /// The file has no name (that its node knows): the copy lives in the pseudo-link directory if
+    /// other names may still lead to it, else only in its descriptor.
+    fn publish_unnamed(
+        &self,
+        node: &Arc<Node>,
+        target: &Arc<Branch>,
+        lower: &RealStat,
+        copy: &mut Copy<'_>,
+    ) -> Result<()> {
+        let names = lower.nlink as i32 + self.links.delta(node.id);
+        if lower.nlink > 1 && names > 0 {
+            self.remember_origin(node, target, copy)?;
+            self.add_plink(node, target, copy)?;
+            self.set_delta(node, target, names);
+            self.moved_to(node, target, copy, Place::Plink);
+            return Ok(());
+        }
+        let fd = match &copy.file {
+            Some(file) => file.clone(),
+            None => copy.loc().pin()?,
+        };
+        // The link count it shows is that of the copy from now on, which has no name either.
+        self.links.set_delta(node.id, 0);
+        rustix::fs::unlinkat(copy.store.tmp(), &*copy.temp, AtFlags::empty())?;
+        copy.published = true;
+        self.moved_to(node, target, copy, Place::Pinned(fd));
+        Ok(())
+    }
+
+    /// The node is on the target branch from now on.
+    fn moved_to(&self, node: &Arc<Node>, target: &Arc<Branch>, copy: &Copy<'_>, place: Place) {
+        let (old, _) = node.inode();
+        node.update_home(|h| (h.branch, h.real, h.place) = (target.id, copy.stat.ino, place));
+        self.data_fds.remove((node.id, old));
+        if let Some(file) = &copy.file {
+            self.data_fds.insert((node.id, target.id), file.clone());
+        }
+    }
+
+    fn remember_origin(&self, node: &Node, target: &Branch, copy: &Copy<'_>) -> Result<()> {
+        let origin = Origin {
+            node: node.id,
+            btime: copy.stat.btime,
+        };
+        self.inos.set_origin(target.dev, copy.stat.ino, origin);
+        copy.store.record(Record::Origin {
+            real: copy.stat.ino,
+            origin,
+        })
+    }
+
+    fn add_plink(&self, node: &Node, target: &Branch, copy: &Copy<'_>) -> Result<()> {
+        let name = plink_name(node.id, copy.stat.ino);
+        rustix::fs::linkat(
+            copy.store.tmp(),
+            &*copy.temp,
+            copy.store.plinks(),
+            &*name,
+            AtFlags::empty(),
+        )?;
+        self.links.add_plink(node.id, target.id, copy.stat.ino);
+        Ok(())
+    }
+
+    /// Drops the pseudo-link of a node.
+    pub(super) fn remove_plink(&self, node: &Node, branch: &Branch, real: u64) {
+        if let Some(store) = &branch.store {
+            // A leftover is found and dropped by fsck; it never shows.
+            let _ = rustix::fs::unlinkat(
+                store.plinks(),
+                &*plink_name(node.id, real),
+                AtFlags::empty(),
+            );
+        }
+        self.links.remove_plink(node.id);
+    }
+
+    /// Sets and records how many names a node has beyond the links of its file.
+    pub(super) fn set_delta(&self, node: &Node, branch: &Branch, delta: i32) {
+        self.links.set_delta(node.id, delta);
+        if let Some(store) = &branch.store
+            && let Err(err) = store.record(Record::Links {
+                node: node.id,
+                delta,
+            })
+        {
+            log::warn!(
+                "{}: cannot record a link count: {err}",
+                branch.path.display()
+            );
+        }
+    }
+
+    /// Makes sure that a directory exists on a writable branch, and its ancestors before it. The
+    /// caller holds no directory lock.
+    pub(super) fn make_dir_on(&self, node: &Arc<Node>, target: BranchId) -> Result<()> {
+        if let Some(layer) = node.layer_on(target) {
+            return if layer.sealed {
+                Err(Errno::XDEV)
+            } else {
+                Ok(())
+            };
+        }
+        let parent = node.home().parent.ok_or(Errno::ROFS)?;
+        self.make_dir_on(&parent, target)?;
+        let mut above = parent.dir().ok_or(Errno::STALE)?.ns.write();
+        // Names of the directory itself are being resolved on "its only branch" elsewhere.
+        let own = node.dir().ok_or(Errno::STALE)?.ns.write();
+        let home = node.home();
+        if own.dead || !home.linked || home.parent.as_ref().is_none_or(|p| p.id != parent.id) {
+            return Err(Errno::STALE);
+        }
+        if node.layer_on(target).is_some() {
+            return Ok(());
+        }
+        let branch = self.branch(target)?;
+        let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
+        let (source_branch, source) = self.place_locked(node)?;
+        let stat = source.stat()?;
+        let mut copy = self.build_copy(store, &branch, &source_branch, &source, &stat, None)?;
+        let dir = self.dir_fd_on(&parent, target)?;
+        let before = stat_fd(&dir)?;
+        let is_top = self.is_above(target, home.branch);
+        if is_top {
+            self.remember_origin(node, &branch, &copy)?;
+        }
+        let hidden = branch.has_whiteout(&dir, &home.name)?;
+        let fd = Arc::new(crate::sys::loc::open_subdir(store.tmp(), &copy.temp)?);
+        if hidden {
+            branch.set_opaque(&fd)?;
+        }
+        rustix::fs::renameat(store.tmp(), &*copy.temp, &dir, &*home.name)?;
+        copy.published = true;
+        if hidden {
+            branch.remove_whiteout(&dir, &home.name)?;
+        }
+        keep_times(&dir, &before);
+        self.dir_fds.insert((node.id, target), fd);
+        self.add_layer(node, target, copy.stat.ino, is_top);
+        self.index_new_layer(&parent, &mut above, &home, target, copy.stat.ino);
+        Ok(())
+    }
+
+    fn is_above(&self, a: BranchId, b: BranchId) -> bool {
+        let stack = self.stack();
+        stack.position(a) < stack.position(b)
+    }
+
+    fn add_layer(&self, node: &Arc<Node>, branch: BranchId, real: u64, is_top: bool) {
+        let mut layers: SmallVec<[_; 2]> = (*node.layers()).clone();
+        let at = layers
+            .iter()
+            .position(|l: &crate::node::Layer| self.is_above(branch, l.branch))
+            .unwrap_or(layers.len());
+        layers.insert(
+            at,
+            crate::node::Layer {
+                branch,
+                real,
+                path: None,
+                sealed: false,
+            },
+        );
+        node.set_layers(Layers::new(layers));
+        if is_top {
+            node.update_home(|h| (h.branch, h.real) = (branch, real));
+        }
+    }
+
+    fn index_new_layer(
+        &self,
+        parent: &Arc<Node>,
+        ns: &mut crate::node::Namespace,
+        home: &Home,
+        branch: BranchId,
+        real: u64,
+    ) {
+        if let Some(index) = &mut ns.index
+            && let Found::Present(mut entry) = index.get(&home.name)
+        {
+            let at = entry
+                .layers
+                .iter()
+                .position(|l| self.is_above(branch, *l))
+                .unwrap_or(entry.layers.len());
+            entry.layers.insert(at, branch);
+            entry.below = true;
+            if at == 0 {
+                (entry.top, entry.real) = (branch, real);
+            }
+            index.set(&home.name, &entry);
+        }
+        self.restamp(parent, ns, branch);
+    }
+}
+
+fn parent_on(stack: &crate::stack::Stack, parent: &Node) -> SmallVec<[bool; 16]> {
+    let mut on: SmallVec<[bool; 16]> = stack.branches().iter().map(|_| false).collect();
+    for layer in parent.layers().iter().filter(|l| !l.sealed) {
+        if let Some(position) = stack.position(layer.branch) {
+            on[usize::from(position.0)] = true;
+        }
+    }
+    on
+}
+
+/// What a copy-up does to its parent directory is no change that users made: the times stay.
+fn keep_times(dir: &Arc<OwnedFd>, before: &RealStat) {
+    let loc = Loc::Fd(dir.clone());
+    if let Err(err) = loc.set_times(
+        Some(SetTime::At(before.atime)),
+        Some(SetTime::At(before.mtime)),
+    ) {
+        log::debug!("times of a directory that was copied into: {err}");
+    }
+}
+
+pub(super) fn file_type(kind: Kind) -> FileType {
+    FileType::from_raw_mode(kind.to_mode())
+}
+
+fn make_special(dir: &OwnedFd, name: &[u8], kind: Kind, rdev: u64) -> Result<()> {
+    creds::with_exact_modes(|| {
+        rustix::fs::mknodat(
+            dir,
+            name,
+            file_type(kind),
+            Mode::from_bits_truncate(0o600),
+            rdev,
+        )
+    })
+}
+
+fn ignores_xattr(target: &Branch, name: &[u8]) -> bool {
+    let class = match name.split(|b| *b == b'.').next() {
+        Some(b"security") => IgnoreXattr::SECURITY,
+        Some(b"system") => IgnoreXattr::SYSTEM,
+        Some(b"trusted") => IgnoreXattr::TRUSTED,
+        Some(b"user") => IgnoreXattr::USER,
+        _ => IgnoreXattr::OTHER,
+    };
+    target.perm.ignore_xattr.contains(class)
+}

@@ -1,0 +1,464 @@
+//! MKNOD, MKDIR, SYMLINK, CREATE, LINK: new names.
+
+use super::Union;
+use super::copyup::file_type;
+use crate::branch::Branch;
+use crate::errno::{Errno, Result};
+use crate::node::index::{BranchList, Found};
+use crate::node::{Home, Index, Layer, Layers, Namespace, Node, Place, Present};
+use crate::policy::{self, Facts};
+use crate::spec::DirOpaque;
+use crate::sys::loc::open_subdir;
+use crate::sys::stat::{stat_at, stat_fd};
+use crate::sys::{Loc, Name, RealStat, creds};
+use crate::types::*;
+use rustix::fd::OwnedFd;
+use rustix::fs::{AtFlags, Mode, OFlags, openat};
+use smallvec::{SmallVec, smallvec};
+use std::sync::Arc;
+
+/// What is made.
+enum New<'a> {
+    File,
+    Dir,
+    Symlink(&'a [u8]),
+    Special(Kind, u64),
+}
+
+/// Permission bits asked for, and the umask that applies unless the directory has a default ACL.
+#[derive(Clone, Copy)]
+struct Modes {
+    mode: u32,
+    umask: u32,
+}
+
+/// What was made.
+struct Made {
+    entry: Entry,
+    node: Arc<Node>,
+    branch: BranchId,
+    file: Option<Arc<OwnedFd>>,
+}
+
+impl Union {
+    /// MKNOD (regular files too). `umask` is applied unless the parent has a default ACL.
+    pub fn mknod(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        mode: u32,
+        umask: u32,
+        rdev: u64,
+    ) -> Result<Entry> {
+        let new = match Kind::from_mode(mode) {
+            Kind::File => New::File,
+            Kind::Dir | Kind::Symlink => return Err(Errno::INVAL),
+            kind => New::Special(kind, rdev),
+        };
+        self.make(caller, parent, name, &new, Modes { mode, umask })
+            .map(|made| made.entry)
+    }
+
+    /// MKDIR.
+    pub fn mkdir(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        mode: u32,
+        umask: u32,
+    ) -> Result<Entry> {
+        self.make(caller, parent, name, &New::Dir, Modes { mode, umask })
+            .map(|made| made.entry)
+    }
+
+    /// SYMLINK.
+    pub fn symlink(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<Entry> {
+        let modes = Modes {
+            mode: 0o777,
+            umask: 0,
+        };
+        self.make(caller, parent, name, &New::Symlink(target), modes)
+            .map(|made| made.entry)
+    }
+
+    /// CREATE: makes a regular file and opens it as [`Self::open_node`] does.
+    pub fn create(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        mode: u32,
+        umask: u32,
+        _flags: i32,
+    ) -> Result<(Entry, Opened)> {
+        let made = self.make(caller, parent, name, &New::File, Modes { mode, umask })?;
+        if let Some(file) = made.file {
+            self.opened_new(&made.node, made.branch, file);
+        }
+        Ok((
+            made.entry,
+            Opened {
+                keep_cache: true,
+                passthrough: true,
+            },
+        ))
+    }
+
+    fn make(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        new: &New<'_>,
+        modes: Modes,
+    ) -> Result<Made> {
+        let parent = self.dir_node(parent)?;
+        self.check_name(name)?;
+        let target = self.branch(self.create_target(&parent)?)?;
+        self.make_dir_on(&parent, target.id)?;
+        let mut ns = self.ns_write(&parent)?;
+        let hidden = match self.resolve(&parent, &ns, name)? {
+            Found::Present(_) => return Err(Errno::EXIST),
+            Found::Whiteout => true,
+            Found::Absent => false,
+        };
+        let dir = self.dir_fd_on(&parent, target.id)?;
+        let file = self.make_on(caller, &target, &dir, name, new, modes, hidden)?;
+        let stat = match &file {
+            Some(file) => stat_fd(&**file)?,
+            None => stat_at(&dir, name)?,
+        };
+        let node = self.new_node(&parent, name, &target, &stat);
+        self.index_new(&parent, &mut ns, name, &target, &stat, hidden);
+        let attr = if node.kind == Kind::Dir {
+            super::attr::attr_from(node.id, &stat)
+        } else {
+            self.file_attr(&node, &stat)
+        };
+        let entry = Entry {
+            attr,
+            generation: node.generation,
+        };
+        Ok(Made {
+            entry,
+            node,
+            branch: target.id,
+            file,
+        })
+    }
+
+    /// The branch for something new in this directory.
+    pub(super) fn create_target(&self, parent: &Arc<Node>) -> Result<BranchId> {
+        let stack = self.stack();
+        let layers = parent.layers();
+        if let Some(top) = layers.first()
+            && stack.get(top.branch).is_some_and(|b| b.writable())
+        {
+            return Ok(top.branch);
+        }
+        let writable: SmallVec<[bool; 16]> =
+            stack.branches().iter().map(|b| b.writable()).collect();
+        let has_parent: SmallVec<[bool; 16]> = stack
+            .branches()
+            .iter()
+            .map(|b| layers.iter().any(|l| l.branch == b.id))
+            .collect();
+        let at = policy::create_top_down_parent(Facts {
+            writable: &writable,
+            has_parent: &has_parent,
+        })?;
+        Ok(stack.branches()[usize::from(at.0)].id)
+    }
+
+    /// The system calls of a creation. `hidden`: a whiteout says that the name is not there.
+    #[allow(clippy::too_many_arguments)]
+    fn make_on(
+        &self,
+        caller: &Caller,
+        branch: &Branch,
+        dir: &Arc<OwnedFd>,
+        name: &[u8],
+        new: &New<'_>,
+        modes: Modes,
+        hidden: bool,
+    ) -> Result<Option<Arc<OwnedFd>>> {
+        // A whiteout device has the very name: the new entry is made beside it and takes its place.
+        let over_device = hidden
+            && branch.device_hides(name)
+            && stat_at(dir, name).is_ok_and(|s| s.is_null_device());
+        let temp;
+        let at = if over_device {
+            temp = side_name(branch)?;
+            &*temp
+        } else {
+            name
+        };
+        let file = creds::as_caller(caller.uid, caller.gid, modes.umask, || {
+            make_entry(dir, at, new, modes.mode)
+        })?;
+        let finish = || -> Result<()> {
+            if matches!(new, New::Dir) && (hidden || self.options.dir_opaque == DirOpaque::Always) {
+                branch.set_opaque(&open_subdir(dir, at)?)?;
+            }
+            if over_device {
+                replace_device(branch, dir, at, name, matches!(new, New::Dir))?;
+            }
+            if hidden {
+                branch.remove_whiteout(dir, name)
+            } else {
+                Ok(())
+            }
+        };
+        finish().inspect_err(|_| undo_new(dir, at, matches!(new, New::Dir)))?;
+        Ok(file.map(Arc::new))
+    }
+
+    fn new_node(
+        &self,
+        parent: &Arc<Node>,
+        name: &[u8],
+        branch: &Branch,
+        stat: &RealStat,
+    ) -> Arc<Node> {
+        // An older file may have had this number, behind our back.
+        self.inos.forget_real(branch.dev, stat.ino);
+        let mut id = self.inos.number(stat);
+        if self.nodes.get(id).is_some() {
+            id = self.inos.fresh();
+            self.inos.assign(branch.dev, stat.ino, id);
+        }
+        let home = Home {
+            parent: Some(parent.clone()),
+            name: Name::from_slice(name),
+            linked: true,
+            branch: branch.id,
+            real: stat.ino,
+            place: Place::Named,
+        };
+        let layers = (stat.kind() == Kind::Dir).then(|| {
+            let layer = Layer {
+                branch: branch.id,
+                real: stat.ino,
+                path: None,
+                sealed: false,
+            };
+            let one: SmallVec<[Layer; 2]> = smallvec![layer];
+            Layers::new(one)
+        });
+        let (node, _) = self.nodes.get_or_insert(id, 1, || {
+            Node::new(id, stat.kind(), self.generation(), home, layers)
+        });
+        if let Some(dir) = node.dir() {
+            // A new directory is empty: nobody needs to read it to know.
+            let mut index = Index::default();
+            index.begin();
+            if self.options.udba == crate::spec::Udba::None {
+                dir.ns.write().index = Some(index);
+            }
+        }
+        node
+    }
+
+    /// Enters what was made into the index of its directory.
+    ///
+    /// `hidden`: there was a whiteout, so something may lie below that shows once this is removed.
+    pub(super) fn index_new(
+        &self,
+        parent: &Arc<Node>,
+        ns: &mut Namespace,
+        name: &[u8],
+        branch: &Branch,
+        stat: &RealStat,
+        hidden: bool,
+    ) {
+        // Not knowing, one more whiteout does no harm.
+        let below = hidden && self.visible_below(parent, branch.id, name).unwrap_or(true);
+        if let Some(index) = &mut ns.index {
+            let entry = Present {
+                top: branch.id,
+                kind: stat.kind(),
+                real: stat.ino,
+                below,
+                layers: BranchList::from_slice(&[branch.id]),
+            };
+            index.set(name, &entry);
+        }
+        self.restamp(parent, ns, branch.id);
+    }
+
+    /// LINK.
+    pub fn link(
+        &self,
+        _caller: &Caller,
+        node: NodeId,
+        parent: NodeId,
+        name: &[u8],
+    ) -> Result<Entry> {
+        let (node, parent) = (self.node(node)?, self.dir_node(parent)?);
+        self.check_name(name)?;
+        if node.kind == Kind::Dir {
+            return Err(Errno::PERM);
+        }
+        self.make_writable(&node)?;
+        let target = self.branch(node.inode().0)?;
+        self.make_dir_on(&parent, target.id)?;
+        let source_dir = node.home().parent;
+        // Two directory locks, in their order: the source's name must stay until it is linked.
+        let _order = source_dir
+            .as_ref()
+            .filter(|s| s.id != parent.id)
+            .map(|_| self.rename_lock.lock());
+        let _source = match &source_dir {
+            Some(dir) if dir.id != parent.id && first_of(dir, &parent) => {
+                Some(dir.dir().ok_or(Errno::STALE)?.ns.read())
+            }
+            _ => None,
+        };
+        let mut ns = self.ns_write(&parent)?;
+        let _source_after = match &source_dir {
+            Some(dir) if dir.id != parent.id && !first_of(dir, &parent) => {
+                Some(dir.dir().ok_or(Errno::STALE)?.ns.read())
+            }
+            _ => None,
+        };
+        let hidden = match self.resolve(&parent, &ns, name)? {
+            Found::Present(_) => return Err(Errno::EXIST),
+            Found::Whiteout => true,
+            Found::Absent => false,
+        };
+        let (branch, source) = self.place_locked(&node)?;
+        if branch.id != target.id {
+            return Err(Errno::STALE);
+        }
+        let dir = self.dir_fd_on(&parent, target.id)?;
+        link_to(&source, &target, &dir, name, hidden)?;
+        let stat = stat_at(&dir, name)?;
+        node.update_home(|h| {
+            if !h.linked {
+                (h.parent, h.name, h.linked) = (Some(parent.clone()), Name::from_slice(name), true);
+                if !matches!(h.place, Place::Plink) {
+                    h.place = Place::Named;
+                }
+            }
+        });
+        self.index_new(&parent, &mut ns, name, &target, &stat, hidden);
+        let (node, _) = self.nodes.get_or_insert(node.id, 1, || {
+            Node::new(node.id, node.kind, node.generation, node.home(), None)
+        });
+        Ok(Entry {
+            attr: self.file_attr(&node, &stat),
+            generation: node.generation,
+        })
+    }
+}
+
+/// Is `a` locked before `b`? Ancestors first, unrelated ones by ascending number.
+pub(super) fn first_of(a: &Arc<Node>, b: &Arc<Node>) -> bool {
+    if b.ancestors().any(|n| n.id == a.id) {
+        return true;
+    }
+    if a.ancestors().any(|n| n.id == b.id) {
+        return false;
+    }
+    a.id < b.id
+}
+
+fn make_entry(dir: &OwnedFd, name: &[u8], new: &New<'_>, mode: u32) -> Result<Option<OwnedFd>> {
+    let mode = Mode::from_bits_truncate(mode & 0o7777);
+    match new {
+        New::File => {
+            let flags =
+                OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            return openat(dir, name, flags, mode).map(Some);
+        }
+        New::Dir => rustix::fs::mkdirat(dir, name, mode)?,
+        New::Symlink(target) => rustix::fs::symlinkat(*target, dir, name)?,
+        New::Special(kind, rdev) => rustix::fs::mknodat(dir, name, file_type(*kind), mode, *rdev)?,
+    }
+    Ok(None)
+}
+
+fn undo_new(dir: &OwnedFd, name: &[u8], is_dir: bool) {
+    if is_dir && let Ok(fd) = open_subdir(dir, name) {
+        let _ = crate::branch::store::remove_contents(&fd);
+    }
+    let flags = if is_dir {
+        AtFlags::REMOVEDIR
+    } else {
+        AtFlags::empty()
+    };
+    if let Err(err) = rustix::fs::unlinkat(dir, name, flags) {
+        log::error!("cannot take back a failed creation: {err}");
+    }
+}
+
+/// A name beside the final one, in the same directory, so that group and default ACL are inherited.
+fn side_name(branch: &Branch) -> Result<Name> {
+    let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
+    let mut name = Name::from_slice(crate::whiteout::META_PREFIX);
+    name.extend_from_slice(b"new.");
+    name.extend_from_slice(&store.temp_name());
+    Ok(name)
+}
+
+/// Puts the new entry in the place of a whiteout device, in one step.
+fn replace_device(
+    branch: &Branch,
+    dir: &OwnedFd,
+    from: &[u8],
+    to: &[u8],
+    is_dir: bool,
+) -> Result<()> {
+    if !is_dir {
+        return rustix::fs::renameat(dir, from, dir, to);
+    }
+    let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
+    rustix::fs::renameat_with(dir, from, dir, to, rustix::fs::RenameFlags::EXCHANGE)?;
+    let temp = store.temp_name();
+    rustix::fs::renameat(dir, from, store.tmp(), &*temp)?;
+    rustix::fs::unlinkat(store.tmp(), &*temp, AtFlags::empty())
+}
+
+fn link_to(
+    source: &Loc,
+    branch: &Branch,
+    dir: &Arc<OwnedFd>,
+    name: &[u8],
+    hidden: bool,
+) -> Result<()> {
+    let link_as = |at: &[u8]| match source {
+        Loc::Name(from, old) => rustix::fs::linkat(from, &**old, dir, at, AtFlags::empty()),
+        Loc::Fd(fd) => {
+            use rustix::fd::AsRawFd;
+            let link = fd.as_raw_fd().to_string();
+            rustix::fs::linkat(
+                crate::sys::loc::proc_self_fd()?,
+                link.as_bytes(),
+                dir,
+                at,
+                AtFlags::SYMLINK_FOLLOW,
+            )
+        }
+    };
+    if hidden && branch.device_hides(name) && stat_at(dir, name).is_ok_and(|s| s.is_null_device()) {
+        let temp = side_name(branch)?;
+        link_as(&temp)?;
+        rustix::fs::renameat(dir, &*temp, dir, name)
+            .inspect_err(|_| undo_new(dir, &temp, false))?;
+    } else {
+        link_as(name)?;
+    }
+    if hidden {
+        branch.remove_whiteout(dir, name)
+    } else {
+        Ok(())
+    }
+}

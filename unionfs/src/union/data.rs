@@ -1,0 +1,163 @@
+//! READ, WRITE and everything else on the data of a file.
+
+use super::Union;
+use crate::errno::{Errno, Result};
+use crate::node::Node;
+use crate::sys::Loc;
+use crate::sys::copy::{read_full, write_all};
+use crate::sys::stat::stat_fd;
+use crate::types::*;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+use std::sync::Arc;
+
+/// The most that COPY_FILE_RANGE answers at once: the reply has 32 bits.
+const COPY_MAX: u64 = 1 << 30;
+
+impl Union {
+    /// READ into `buf`; returns the bytes read (short only at the end of the file).
+    pub fn read(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let node = self.node(node)?;
+        read_full(&*self.data_fd(&node)?, buf, offset)
+    }
+
+    /// WRITE. Copies up first if needed. `kill_priv`: the writer may not keep setuid, setgid and
+    /// capabilities.
+    pub fn write(&self, node: NodeId, offset: u64, data: &[u8], kill_priv: bool) -> Result<usize> {
+        let node = self.node(node)?;
+        let fd = self.writable_fd(&node)?;
+        if kill_priv {
+            drop_privileges(&fd)?;
+        }
+        write_all(&*fd, data, offset)?;
+        Ok(data.len())
+    }
+
+    fn writable_fd(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>> {
+        self.make_writable(node)?;
+        self.data_fd(node)
+    }
+
+    /// Changes the length. Of a lower file no more is copied than what is kept.
+    pub(super) fn truncate(&self, node: &Arc<Node>, size: u64, kill_priv: bool) -> Result<()> {
+        if node.kind != Kind::File {
+            return Err(if node.kind == Kind::Dir {
+                Errno::ISDIR
+            } else {
+                Errno::INVAL
+            });
+        }
+        self.copy_up(node, Some(size))?;
+        let fd = self.data_fd(node)?;
+        if kill_priv {
+            drop_privileges(&fd)?;
+        }
+        match rustix::fs::ftruncate(&*fd, size) {
+            // The cached descriptor is readonly: the mode forbade writing when it was opened.
+            Err(Errno::INVAL | Errno::BADF) if size <= i64::MAX as u64 => {
+                let fd = self.with_place(node, |_, loc| loc.open(OFlags::WRONLY))?;
+                rustix::fs::ftruncate(&fd, size)
+            }
+            other => other,
+        }
+    }
+
+    /// FSYNC and FSYNCDIR: as on the branch's filesystem, unless the mount is `volatile`.
+    pub fn fsync(&self, node: NodeId, datasync: bool) -> Result<()> {
+        if self.options.volatile {
+            return Ok(());
+        }
+        let node = self.node(node)?;
+        let branch = self.branch(node.inode().0)?;
+        if !branch.writable() {
+            return Ok(());
+        }
+        let fd = match node.kind {
+            Kind::File => self.data_fd(&node)?,
+            Kind::Dir => {
+                let (_, loc) = self.place_locked(&node)?;
+                let Loc::Fd(dir) = loc else { return Ok(()) };
+                Arc::new(Loc::at(dir, b".").open(OFlags::RDONLY | OFlags::DIRECTORY)?)
+            }
+            _ => return Ok(()),
+        };
+        if let Some(store) = &branch.store {
+            store.sync()?;
+        }
+        if datasync {
+            rustix::fs::fdatasync(&*fd)
+        } else {
+            rustix::fs::fsync(&*fd)
+        }
+    }
+
+    /// FALLOCATE, `mode` as in fallocate(2).
+    pub fn fallocate(&self, node: NodeId, offset: u64, length: u64, mode: i32) -> Result<()> {
+        let node = self.node(node)?;
+        let fd = self.writable_fd(&node)?;
+        rustix::fs::fallocate(
+            &*fd,
+            FallocateFlags::from_bits_retain(mode as u32),
+            offset,
+            length,
+        )
+    }
+
+    /// LSEEK with SEEK_DATA or SEEK_HOLE.
+    pub fn lseek(&self, node: NodeId, offset: i64, whence: i32) -> Result<i64> {
+        let node = self.node(node)?;
+        let offset = u64::try_from(offset).map_err(|_| Errno::NXIO)?;
+        let from = match whence {
+            libc::SEEK_DATA => SeekFrom::Data(offset),
+            libc::SEEK_HOLE => SeekFrom::Hole(offset),
+            _ => return Err(Errno::INVAL),
+        };
+        let fd = self.data_fd(&node)?;
+        let at = rustix::fs::seek(&*fd, from)?;
+        i64::try_from(at).map_err(|_| Errno::OVERFLOW)
+    }
+
+    /// COPY_FILE_RANGE; also between branches on different filesystems.
+    pub fn copy_file_range(
+        &self,
+        from: (NodeId, u64),
+        to: (NodeId, u64),
+        length: u64,
+    ) -> Result<usize> {
+        let (source, target) = (self.node(from.0)?, self.node(to.0)?);
+        let target = self.writable_fd(&target)?;
+        // After the copy-up: source and target may be one file.
+        let source = self.data_fd(&source)?;
+        let (mut read_at, mut write_at) = (from.1, to.1);
+        let want = length.min(COPY_MAX) as usize;
+        match rustix::fs::copy_file_range(
+            &*source,
+            Some(&mut read_at),
+            &*target,
+            Some(&mut write_at),
+            want,
+        ) {
+            // The kernel then reads and writes itself.
+            Err(Errno::XDEV | Errno::NOSYS) => Err(Errno::OPNOTSUPP),
+            other => other,
+        }
+    }
+}
+
+/// What writing by somebody without CAP_FSETID does: clears setuid, setgid (if group-executable)
+/// and the file capabilities. Source: chmod(2), capabilities(7), `file_remove_privs` in Linux.
+fn drop_privileges(fd: &OwnedFd) -> Result<()> {
+    let stat = stat_fd(fd)?;
+    let mut mode = stat.mode & 0o7777;
+    mode &= !libc::S_ISUID;
+    if mode & libc::S_IXGRP != 0 {
+        mode &= !libc::S_ISGID;
+    }
+    if mode != stat.mode & 0o7777 {
+        rustix::fs::fchmod(fd, rustix::fs::Mode::from_bits_truncate(mode))?;
+    }
+    match rustix::fs::fremovexattr(fd.as_fd(), c"security.capability") {
+        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => Ok(()),
+        Err(err) => Err(err),
+    }
+}

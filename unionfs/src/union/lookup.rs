@@ -1,0 +1,319 @@
+//! LOOKUP: from a directory and a name to a node.
+
+use super::Union;
+use super::namespace::Need;
+use crate::errno::{Errno, Result};
+use crate::node::index::Found;
+use crate::node::{Home, Layer, Layers, Node, Place, Present};
+use crate::sys::loc::open_subdir;
+use crate::sys::stat::{stat_at, stat_fd};
+use crate::sys::{Name, RealStat};
+use crate::types::*;
+use rustix::fd::OwnedFd;
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+/// A name turned into a node.
+pub(super) struct Child {
+    pub(super) node: Arc<Node>,
+    /// stat of the topmost instance of the name.
+    pub(super) stat: RealStat,
+    /// The node's data is not that instance: it is a pseudo-link, already copied up elsewhere.
+    pub(super) elsewhere: bool,
+}
+
+impl Union {
+    /// LOOKUP. A found entry counts once towards [`Self::forget`].
+    pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Lookup> {
+        let parent = self.dir_node(parent)?;
+        if name == b"." || name == b".." {
+            return self.lookup_dots(&parent, name);
+        }
+        self.check_name(name)?;
+        let child = {
+            let ns = self.ns_read(&parent, Need::Names)?;
+            match self.resolve(&parent, &ns, name)? {
+                Found::Present(found) => match self.child(&parent, name, &found, 1) {
+                    Ok(child) => child,
+                    // Gone behind the union's back, or replaced by a directory it cannot enter.
+                    Err(Errno::NOENT | Errno::STALE) => return Ok(Lookup::Absent),
+                    Err(err) => return Err(err),
+                },
+                Found::Whiteout | Found::Absent => return Ok(Lookup::Absent),
+            }
+        };
+        self.entry(&child).map(Lookup::Found)
+    }
+
+    /// For exporting over NFS.
+    fn lookup_dots(&self, dir: &Arc<Node>, name: &[u8]) -> Result<Lookup> {
+        let id = match (name, dir.home().parent) {
+            (b"..", Some(parent)) => parent.id,
+            _ => dir.id,
+        };
+        let (node, _) = self.nodes.get_or_insert(id, 1, || unreachable_root(dir));
+        let attr = self.getattr(node.id)?;
+        Ok(Lookup::Found(Entry {
+            attr,
+            generation: node.generation,
+        }))
+    }
+
+    /// Attributes of a child, after the directory's lock was dropped. On failure the reference
+    /// that was counted for the kernel is given back.
+    pub(super) fn entry(&self, child: &Child) -> Result<Entry> {
+        let attr = if child.elsewhere || child.node.kind == Kind::Dir {
+            match self.getattr(child.node.id) {
+                Ok(attr) => attr,
+                Err(err) => {
+                    self.forget(child.node.id, 1);
+                    return Err(err);
+                }
+            }
+        } else {
+            self.file_attr(&child.node, &child.stat)
+        };
+        Ok(Entry {
+            attr,
+            generation: child.node.generation,
+        })
+    }
+
+    /// The node of a name that was resolved to `found`. The directory is locked; `references` are
+    /// counted for the kernel.
+    pub(super) fn child(
+        &self,
+        parent: &Arc<Node>,
+        name: &[u8],
+        found: &Present,
+        references: u64,
+    ) -> Result<Child> {
+        let dir = self.dir_fd_on(parent, found.top)?;
+        let stat = stat_at(&dir, name)?;
+        if stat.kind() == Kind::Dir {
+            self.dir_child(parent, name, found, stat, &dir, references)
+        } else {
+            Ok(self.file_child(parent, name, found, stat, references))
+        }
+    }
+
+    fn file_child(
+        &self,
+        parent: &Arc<Node>,
+        name: &[u8],
+        found: &Present,
+        stat: RealStat,
+        references: u64,
+    ) -> Child {
+        let mut id = self.inos.number(&stat);
+        // A number that lives on as something else: the file was replaced behind our back.
+        if self.nodes.get(id).is_some_and(|n| n.kind != stat.kind()) {
+            id = self.inos.fresh();
+        }
+        let plink = if stat.nlink > 1 {
+            self.links.plink(id)
+        } else {
+            None
+        };
+        let home = Home {
+            parent: Some(parent.clone()),
+            name: Name::from_slice(name),
+            linked: true,
+            branch: plink.map_or(found.top, |p| p.branch),
+            real: plink.map_or(stat.ino, |p| p.real),
+            place: if plink.is_some() {
+                Place::Plink
+            } else {
+                Place::Named
+            },
+        };
+        let make = || Node::new(id, stat.kind(), self.generation(), home.clone(), None);
+        let (node, existed) = self.nodes.get_or_insert(id, references, make);
+        let elsewhere = node.inode() != (found.top, stat.ino);
+        if existed && !elsewhere {
+            node.update_home(|h| {
+                // It was reached by a descriptor or a pseudo-link only; now it has a name again.
+                if !h.linked || !matches!(h.place, Place::Named) {
+                    (h.parent, h.name) = (home.parent, home.name);
+                    (h.linked, h.place) = (true, Place::Named);
+                }
+            });
+        }
+        Child {
+            node,
+            stat,
+            elsewhere,
+        }
+    }
+
+    fn dir_child(
+        &self,
+        parent: &Arc<Node>,
+        name: &[u8],
+        found: &Present,
+        stat: RealStat,
+        dir: &Arc<OwnedFd>,
+        references: u64,
+    ) -> Result<Child> {
+        let mut id = self.inos.number(&stat);
+        if let Some(node) = self.nodes.get(id)
+            && (node.kind != Kind::Dir
+                || (!node.is_at(parent.id, name) && self.lives_elsewhere(&node, &stat)))
+        {
+            // The same directory at two places (overlapping branches), or a number used again.
+            id = self.inos.alias(parent.id, name);
+        }
+        let known = self
+            .nodes
+            .get(id)
+            .filter(|n| n.is_at(parent.id, name) && n.layers().len() == found.layers.len());
+        if let Some(known) = known
+            && !self.revalidates()
+            && known.inode() == (found.top, stat.ino)
+        {
+            let (node, existed) = self
+                .nodes
+                .get_or_insert(id, references, || unreachable_root(&known));
+            if existed {
+                return Ok(Child {
+                    node,
+                    stat,
+                    elsewhere: false,
+                });
+            }
+        }
+        let (layers, fds) = self.find_layers(parent, name, found, &stat, dir)?;
+        let home = Home {
+            parent: Some(parent.clone()),
+            name: Name::from_slice(name),
+            linked: true,
+            branch: found.top,
+            real: stat.ino,
+            place: Place::Named,
+        };
+        let make = || {
+            Node::new(
+                id,
+                Kind::Dir,
+                self.generation(),
+                home.clone(),
+                Some(Layers::new(layers.clone())),
+            )
+        };
+        let (node, existed) = self.nodes.get_or_insert(id, references, make);
+        if existed {
+            self.refresh_dir(&node, home, layers);
+        }
+        for (branch, fd) in fds {
+            self.dir_fds.insert((id, branch), Arc::new(fd));
+        }
+        Ok(Child {
+            node,
+            stat,
+            elsewhere: false,
+        })
+    }
+
+    fn revalidates(&self) -> bool {
+        self.options.udba != crate::spec::Udba::None
+    }
+
+    /// Is the directory still reachable at the place that its node knows?
+    fn lives_elsewhere(&self, node: &Arc<Node>, stat: &RealStat) -> bool {
+        let home = node.home();
+        let Some(parent) = home.parent.filter(|_| home.linked) else {
+            return false;
+        };
+        self.dir_fd_on(&parent, home.branch)
+            .and_then(|dir| stat_at(dir, &home.name))
+            .is_ok_and(|there| (there.dev, there.ino) == (stat.dev, stat.ino))
+    }
+
+    /// A known directory was looked up again: takes over what changed behind the union's back.
+    fn refresh_dir(&self, node: &Arc<Node>, home: Home, layers: SmallVec<[Layer; 2]>) {
+        let old = node.layers();
+        let same = old.len() == layers.len()
+            && old
+                .iter()
+                .zip(&layers)
+                .all(|(a, b)| (a.branch, a.real) == (b.branch, b.real));
+        if !same {
+            for layer in old.iter() {
+                self.dir_fds.remove((node.id, layer.branch));
+            }
+            node.set_layers(Layers::new(layers));
+            if let Some(dir) = node.dir()
+                && let Some(mut ns) = dir.ns.try_write()
+            {
+                ns.index = None;
+            }
+        }
+        node.update_home(|h| *h = home);
+    }
+
+    /// The branch directories that make up `name`, with descriptors of those that were opened.
+    fn find_layers(
+        &self,
+        parent: &Arc<Node>,
+        name: &[u8],
+        found: &Present,
+        top: &RealStat,
+        dir: &Arc<OwnedFd>,
+    ) -> Result<(SmallVec<[Layer; 2]>, Vec<(BranchId, OwnedFd)>)> {
+        let mut layers = SmallVec::new();
+        let mut fds = Vec::new();
+        for (i, &id) in found.layers.iter().enumerate() {
+            let branch = self.branch(id)?;
+            let at = if i == 0 {
+                dir.clone()
+            } else {
+                self.dir_fd_on(parent, id)?
+            };
+            let stat = if i == 0 { *top } else { stat_at(&at, name)? };
+            if stat.dev != branch.dev || (stat.mnt_id != branch.mnt_id && stat.mnt_id != 0) {
+                layers.push(Layer {
+                    branch: id,
+                    real: stat.ino,
+                    path: None,
+                    sealed: true,
+                });
+                continue;
+            }
+            let fd = self.with_descriptors(|| open_subdir(&at, name))?;
+            // What is behind the name may have been replaced since it was looked at.
+            let real = stat_fd(&fd)?.ino;
+            layers.push(Layer {
+                branch: id,
+                real,
+                path: None,
+                sealed: false,
+            });
+            let last = i + 1 == found.layers.len();
+            if branch.honours_whiteouts() {
+                if let Some(path) = self.redirect_of(&branch, &fd, &stat)? {
+                    layers.extend(self.layers_below(id, &path)?);
+                    fds.push((id, fd));
+                    break;
+                }
+                if !last && branch.is_opaque(&fd)? {
+                    fds.push((id, fd));
+                    break;
+                }
+            }
+            fds.push((id, fd));
+        }
+        Ok((layers, fds))
+    }
+}
+
+/// For `get_or_insert` on a number that is known to be in the table: if it was forgotten in this
+/// very moment, a node without any place is made, which answers ESTALE until it is looked up again.
+fn unreachable_root(like: &Arc<Node>) -> Node {
+    Node::new(
+        like.id,
+        Kind::Dir,
+        like.generation,
+        like.home(),
+        Some(like.layers()),
+    )
+}

@@ -1,0 +1,292 @@
+//! The merged names of a directory: when they are read, checked again, and asked.
+
+use super::Union;
+use crate::branch::Branch;
+use crate::errno::{Errno, Result};
+use crate::node::index::{BranchList, Found, Stamp};
+use crate::node::{Index, Namespace, Node, Present};
+use crate::spec::Udba;
+use crate::sys::stat::{stat_at, stat_fd};
+use crate::sys::{Loc, Name};
+use crate::types::{BranchId, Kind, NodeId};
+use crate::whiteout::{NameClass, classify};
+use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
+use rustix::fd::OwnedFd;
+use rustix::fs::{FileType, OFlags, RawDir};
+use std::mem::MaybeUninit;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What a caller needs of a directory's names.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// Single names: a directory on one branch can be asked directly.
+    Names,
+    /// The whole list.
+    Listing,
+}
+
+impl Union {
+    /// Locks a directory for resolving names, its index loaded where `need` asks for it.
+    pub(super) fn ns_read<'a>(
+        &self,
+        node: &'a Arc<Node>,
+        need: Need,
+    ) -> Result<RwLockReadGuard<'a, Namespace>> {
+        let dir = node.dir().ok_or(Errno::NOTDIR)?;
+        let guard = dir.ns.read();
+        if !self.must_load(node, &guard, need) {
+            return Ok(guard);
+        }
+        drop(guard);
+        let mut guard = dir.ns.write();
+        if self.must_load(node, &guard, need) {
+            self.load(node, &mut guard)?;
+        }
+        Ok(RwLockWriteGuard::downgrade(guard))
+    }
+
+    /// Locks a directory for changing its names. ENOENT if it was removed.
+    pub(super) fn ns_write<'a>(
+        &self,
+        node: &'a Arc<Node>,
+    ) -> Result<RwLockWriteGuard<'a, Namespace>> {
+        let mut guard = node.dir().ok_or(Errno::NOTDIR)?.ns.write();
+        if guard.dead {
+            return Err(Errno::NOENT);
+        }
+        if self.must_load(node, &guard, Need::Listing) {
+            self.load(node, &mut guard)?;
+        }
+        Ok(guard)
+    }
+
+    fn must_load(&self, node: &Node, ns: &Namespace, need: Need) -> bool {
+        if ns.dead {
+            return false;
+        }
+        match (&ns.index, self.options.udba) {
+            (None, _) => {
+                need == Need::Listing || node.id == NodeId::ROOT || node.layers().len() > 1
+            }
+            (Some(index), Udba::Reval(lifetime)) => index.checked.elapsed() >= lifetime,
+            (Some(_), _) => false,
+        }
+    }
+
+    /// Reads the names of every layer, or finds that nothing changed since they were read.
+    pub(super) fn load(&self, node: &Arc<Node>, ns: &mut Namespace) -> Result<()> {
+        let layers = node.layers();
+        if let Some(index) = &mut ns.index
+            && self.unchanged(node, index)?
+        {
+            index.checked = Instant::now();
+            return Ok(());
+        }
+        // A failure half-way leaves no index behind, and the positions start anew.
+        let mut index = ns.index.take().unwrap_or_default();
+        index.begin();
+        for layer in layers.iter() {
+            if layer.sealed {
+                index.stamps.push(Stamp {
+                    mtime: Default::default(),
+                    ctime: Default::default(),
+                });
+                continue;
+            }
+            let branch = self.branch(layer.branch)?;
+            let fd = Loc::Fd(self.dir_fd(node, layer)?);
+            let listing = self.with_descriptors(|| open_listing(&fd))?;
+            let stat = stat_fd(&listing)?;
+            index.stamps.push(Stamp {
+                mtime: stat.mtime,
+                ctime: stat.ctime,
+            });
+            self.read_layer(&branch, &listing, &mut index)?;
+        }
+        ns.index = Some(index);
+        Ok(())
+    }
+
+    fn unchanged(&self, node: &Arc<Node>, index: &Index) -> Result<bool> {
+        let layers = node.layers();
+        if layers.len() != index.stamps.len() {
+            return Ok(false);
+        }
+        for (layer, stamp) in layers.iter().zip(&index.stamps) {
+            if layer.sealed {
+                continue;
+            }
+            let now = stat_fd(self.dir_fd(node, layer)?)?;
+            if (now.mtime, now.ctime) != (stamp.mtime, stamp.ctime) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// After a change by the union in `branch`: what it did itself is no news.
+    pub(super) fn restamp(&self, node: &Arc<Node>, ns: &mut Namespace, branch: BranchId) {
+        if !matches!(self.options.udba, Udba::Reval(_)) {
+            return;
+        }
+        let Some(index) = &mut ns.index else { return };
+        let layers = node.layers();
+        if layers.len() != index.stamps.len() {
+            return;
+        }
+        for (layer, stamp) in layers.iter().zip(&mut index.stamps) {
+            if layer.branch == branch
+                && let Ok(fd) = self.dir_fd(node, layer)
+                && let Ok(now) = stat_fd(fd)
+            {
+                *stamp = Stamp {
+                    mtime: now.mtime,
+                    ctime: now.ctime,
+                };
+            }
+        }
+    }
+
+    fn read_layer(&self, branch: &Branch, listing: &OwnedFd, index: &mut Index) -> Result<()> {
+        let mut whiteouts: Vec<Name> = Vec::new();
+        let honours = branch.honours_whiteouts();
+        for_each_entry(listing, |name, kind, real| {
+            match classify(name) {
+                NameClass::Plain => {}
+                NameClass::Whiteout(hidden) if honours => {
+                    whiteouts.push(Name::from_slice(hidden));
+                    return Ok(());
+                }
+                NameClass::Whiteout(_) | NameClass::Opaque | NameClass::Reserved => return Ok(()),
+            }
+            let kind = match kind {
+                Some(kind) => kind,
+                None => match stat_at(listing, name) {
+                    Ok(stat) => stat.kind(),
+                    // Removed meanwhile.
+                    Err(Errno::NOENT) => return Ok(()),
+                    Err(err) => return Err(err),
+                },
+            };
+            if kind == Kind::Char
+                && honours
+                && branch.device_hides(name)
+                && is_null_device(listing, name)?
+            {
+                whiteouts.push(Name::from_slice(name));
+            } else if kind != Kind::Dir || !self.hidden.contains(&(branch.dev, real)) {
+                index.add_entry(branch.id, name, kind, real);
+            }
+            Ok(())
+        })?;
+        for name in &whiteouts {
+            index.add_whiteout(name);
+        }
+        Ok(())
+    }
+
+    /// What the union holds under `name`. The directory is locked; `ns` is what the lock guards.
+    pub(super) fn resolve(&self, node: &Arc<Node>, ns: &Namespace, name: &[u8]) -> Result<Found> {
+        if ns.dead {
+            return Ok(Found::Absent);
+        }
+        match &ns.index {
+            Some(index) => Ok(index.get(name)),
+            None => self.probe(node, name),
+        }
+    }
+
+    /// Asks the one branch of a directory that lies on one branch.
+    fn probe(&self, node: &Arc<Node>, name: &[u8]) -> Result<Found> {
+        let layers = node.layers();
+        let Some(layer) = layers.first().filter(|l| !l.sealed) else {
+            return Ok(Found::Absent);
+        };
+        let branch = self.branch(layer.branch)?;
+        let stat = match stat_at(self.dir_fd(node, layer)?, name) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(Found::Absent),
+            Err(err) => return Err(err),
+        };
+        if stat.is_null_device() && branch.honours_whiteouts() && branch.device_hides(name) {
+            return Ok(Found::Whiteout);
+        }
+        if self.hidden.contains(&(stat.dev, stat.ino)) {
+            return Ok(Found::Absent);
+        }
+        Ok(Found::Present(Present {
+            top: layer.branch,
+            kind: stat.kind(),
+            real: stat.ino,
+            below: false,
+            layers: BranchList::from_slice(&[layer.branch]),
+        }))
+    }
+
+    /// Refuses names that no file of a union may have.
+    pub(super) fn check_name(&self, name: &[u8]) -> Result<()> {
+        if name.len() > usize::from(self.options.name_max) {
+            return Err(Errno::NAMETOOLONG);
+        }
+        if crate::whiteout::is_reserved(name) {
+            return Err(Errno::PERM);
+        }
+        if name.is_empty()
+            || name == b"."
+            || name == b".."
+            || name.contains(&b'/')
+            || name.contains(&0)
+        {
+            return Err(Errno::INVAL);
+        }
+        Ok(())
+    }
+}
+
+fn is_null_device(listing: &OwnedFd, name: &[u8]) -> Result<bool> {
+    match stat_at(listing, name) {
+        Ok(stat) => Ok(stat.is_null_device()),
+        Err(Errno::NOENT) => Ok(false),
+        Err(err) => Err(err),
+    }
+}
+
+fn open_listing(dir: &Loc) -> Result<OwnedFd> {
+    // "." of an O_PATH descriptor: no magic link is needed.
+    match dir {
+        Loc::Fd(fd) => Loc::at(fd.clone(), b".").open_quietly(OFlags::RDONLY | OFlags::DIRECTORY),
+        Loc::Name(..) => dir.open_quietly(OFlags::RDONLY | OFlags::DIRECTORY),
+    }
+}
+
+/// Calls `f` with every entry but `.` and `..`: name, type where the filesystem tells, number.
+fn for_each_entry(
+    listing: &OwnedFd,
+    mut f: impl FnMut(&[u8], Option<Kind>, u64) -> Result<()>,
+) -> Result<()> {
+    let mut buf = [MaybeUninit::<u8>::uninit(); 32 << 10];
+    let mut dir = RawDir::new(listing, &mut buf);
+    while let Some(entry) = dir.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name == b"." || name == b".." {
+            continue;
+        }
+        f(name, kind_of(entry.file_type()), entry.ino())?;
+    }
+    Ok(())
+}
+
+fn kind_of(file_type: FileType) -> Option<Kind> {
+    Some(match file_type {
+        FileType::RegularFile => Kind::File,
+        FileType::Directory => Kind::Dir,
+        FileType::Symlink => Kind::Symlink,
+        FileType::Fifo => Kind::Fifo,
+        FileType::Socket => Kind::Socket,
+        FileType::CharacterDevice => Kind::Char,
+        FileType::BlockDevice => Kind::Block,
+        FileType::Unknown => return None,
+    })
+}

@@ -1,0 +1,161 @@
+//! OPEN, RELEASE and the data descriptors of nodes: access is by node, never by handle.
+
+use super::Union;
+use crate::errno::{Errno, Result};
+use crate::node::Node;
+use crate::spec::Udba;
+use crate::types::*;
+use dashmap::DashMap;
+use rustc_hash::FxBuildHasher;
+use rustix::fd::OwnedFd;
+use rustix::fs::OFlags;
+use std::sync::Arc;
+
+/// Version of a file's data, as far as stat tells.
+type DataStamp = (BranchId, u64, u64, Timestamp);
+
+#[derive(Debug, Default)]
+struct OpenFile {
+    count: u32,
+    /// For a daemon that could not open the file again (a plain user's, file mode 0200): kept
+    /// while the file is open.
+    pinned: Option<(BranchId, Arc<OwnedFd>)>,
+    /// What the kernel's pages were read from.
+    stamp: Option<DataStamp>,
+}
+
+/// Open counts by node. Shard locks are leaves.
+#[derive(Debug, Default)]
+pub(super) struct OpenTable {
+    files: DashMap<NodeId, OpenFile, FxBuildHasher>,
+}
+
+impl OpenTable {
+    pub(super) fn remove(&self, node: NodeId) {
+        self.files.remove(&node);
+    }
+
+    fn pinned(&self, node: NodeId, branch: BranchId) -> Option<Arc<OwnedFd>> {
+        let file = self.files.get(&node)?;
+        file.pinned
+            .as_ref()
+            .filter(|(b, _)| *b == branch)
+            .map(|(_, fd)| fd.clone())
+    }
+}
+
+impl Union {
+    /// OPEN of a non-directory, `flags` as in open(2). Nothing is copied up: that happens at the
+    /// first change.
+    pub fn open_node(&self, node: NodeId, flags: i32) -> Result<Opened> {
+        let node = self.node(node)?;
+        if node.kind == Kind::Dir {
+            return Err(Errno::ISDIR);
+        }
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        let branch = self.branch(node.inode().0)?;
+        if writes && !branch.writable() && self.read_only() {
+            return Err(Errno::ROFS);
+        }
+        let mut opened = Opened {
+            keep_cache: self.options.udba == Udba::None,
+            passthrough: branch.writable(),
+        };
+        if node.kind != Kind::File {
+            return Ok(opened);
+        }
+        let reval = matches!(self.options.udba, Udba::Reval(_));
+        let stamp = if reval {
+            Some(self.data_stamp(&node)?)
+        } else {
+            None
+        };
+        let pinned = if self.privileged {
+            None
+        } else {
+            Some((branch.id, self.data_fd(&node)?))
+        };
+        if stamp.is_some() || pinned.is_some() {
+            let mut file = self.opens.files.entry(node.id).or_default();
+            file.count += 1;
+            opened.keep_cache |= stamp.is_some() && file.stamp == stamp;
+            file.stamp = stamp;
+            file.pinned = pinned.or(file.pinned.take());
+        }
+        Ok(opened)
+    }
+
+    fn data_stamp(&self, node: &Arc<Node>) -> Result<DataStamp> {
+        self.with_place(node, |branch, loc| {
+            let stat = loc.stat()?;
+            Ok((branch.id, stat.ino, stat.size, stat.mtime))
+        })
+    }
+
+    /// RELEASE of one [`Self::open_node`] or [`Self::create`].
+    pub fn release(&self, node: NodeId) {
+        if let Some(mut file) = self.opens.files.get_mut(&node) {
+            file.count = file.count.saturating_sub(1);
+            if file.count == 0 {
+                file.pinned = None;
+            }
+        }
+    }
+
+    /// The new file of CREATE is open already.
+    pub(super) fn opened_new(&self, node: &Node, branch: BranchId, fd: Arc<OwnedFd>) {
+        self.data_fds.insert((node.id, branch), fd.clone());
+        if !self.privileged {
+            let mut file = self.opens.files.entry(node.id).or_default();
+            file.count += 1;
+            file.pinned = Some((branch, fd));
+        }
+    }
+
+    /// A descriptor of a node's data, for reading, and for writing where its branch is writable.
+    pub(super) fn data_fd(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>> {
+        if node.kind != Kind::File {
+            return Err(Errno::INVAL);
+        }
+        let (branch, _) = node.inode();
+        if let Some(fd) = self.data_fds.get((node.id, branch)) {
+            return Ok(fd);
+        }
+        if let Some(fd) = self.opens.pinned(node.id, branch) {
+            return Ok(fd);
+        }
+        self.with_place(node, |branch, loc| {
+            let fd = if branch.writable() {
+                match loc.open(OFlags::RDWR) {
+                    Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::TXTBSY) => {
+                        loc.open(OFlags::RDONLY)
+                    }
+                    other => other,
+                }
+            } else {
+                loc.open_quietly(OFlags::RDONLY)
+            };
+            let fd = Arc::new(fd?);
+            // The key names the branch: after a copy-up nobody asks for this one any more.
+            self.data_fds.insert((node.id, branch.id), fd.clone());
+            Ok(fd)
+        })
+    }
+
+    /// The descriptor that the kernel may use for passthrough, for a node whose data lies in a
+    /// writable branch; EROFS for others.
+    pub fn passthrough_fd(&self, node: NodeId) -> Result<Arc<OwnedFd>> {
+        let node = self.node(node)?;
+        if !self.branch(node.inode().0)?.writable() {
+            return Err(Errno::ROFS);
+        }
+        self.data_fd(&node)
+    }
+
+    /// Copies a node up because it is opened for writing in a mode in which the writes themselves
+    /// will not be seen.
+    pub fn prepare_write(&self, node: NodeId) -> Result<()> {
+        let node = self.node(node)?;
+        self.make_writable(&node)
+    }
+}

@@ -1,0 +1,213 @@
+//! Renamed directories: where their lower parts are.
+//!
+//! A directory that lies on a writable branch and on lower ones is renamed on the writable branch
+//! alone; a redirect says under which path the branches below keep its other parts. The AUFS format
+//! keeps it in the branch's bookkeeping (`.wh..wh.uaufs/dirren/<inode>`: birth time and path),
+//! loaded at mount; the overlay format in the attribute `trusted.overlay.redirect` (or
+//! `user.overlay.redirect`) of the directory (Documentation/filesystems/overlayfs.rst,
+//! "redirect_dir").
+
+use super::Union;
+use crate::branch::Branch;
+use crate::errno::{Errno, Result};
+use crate::node::Layer;
+use crate::spec::Format;
+use crate::sys::loc::open_subdir;
+use crate::sys::stat::{stat_at, stat_fd};
+use crate::sys::{RealStat, xattr};
+use crate::types::{BranchId, Kind, Timestamp};
+use dashmap::DashMap;
+use rustc_hash::FxBuildHasher;
+use rustix::fd::{AsFd, OwnedFd};
+use smallvec::SmallVec;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const TRUSTED_REDIRECT: &[u8] = b"trusted.overlay.redirect";
+const USER_REDIRECT: &[u8] = b"user.overlay.redirect";
+
+/// One recorded redirect.
+#[derive(Clone, Debug)]
+struct Redirect {
+    btime: Timestamp,
+    path: Arc<[u8]>,
+}
+
+/// The recorded redirects of the branches in AUFS format. Shard locks are leaves.
+#[derive(Debug, Default)]
+pub(super) struct Redirects {
+    by_inode: DashMap<(BranchId, u64), Redirect, FxBuildHasher>,
+    count: AtomicUsize,
+}
+
+impl Redirects {
+    /// Reads what a branch has recorded.
+    pub(super) fn load(&self, branch: &Branch) -> Result<()> {
+        let Some(store) = &branch.store else {
+            return Ok(());
+        };
+        for (real, btime, path) in store.redirects()? {
+            self.insert(
+                branch.id,
+                real,
+                Redirect {
+                    btime,
+                    path: path.into(),
+                },
+            );
+        }
+        Ok(())
+    }
+
+    fn insert(&self, branch: BranchId, real: u64, redirect: Redirect) {
+        if self.by_inode.insert((branch, real), redirect).is_none() {
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn get(&self, branch: BranchId, stat: &RealStat) -> Option<Arc<[u8]>> {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let found = self.by_inode.get(&(branch, stat.ino))?;
+        (found.btime == stat.btime).then(|| found.path.clone())
+    }
+
+    fn remove(&self, branch: BranchId, real: u64) -> bool {
+        let gone = self.by_inode.remove(&(branch, real)).is_some();
+        if gone {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+        }
+        gone
+    }
+}
+
+impl Union {
+    /// The path under which the branches below `branch` keep the lower parts of this directory, if
+    /// that is not its own.
+    pub(super) fn redirect_of(
+        &self,
+        branch: &Branch,
+        fd: &OwnedFd,
+        stat: &RealStat,
+    ) -> Result<Option<Arc<[u8]>>> {
+        match branch.format {
+            Format::Aufs => Ok(self.redirects.get(branch.id, stat)),
+            Format::Overlay => overlay_redirect(fd),
+        }
+    }
+
+    /// Records that the lower parts of the directory `fd` on `branch` are at `path`.
+    pub(super) fn set_redirect(&self, branch: &Branch, fd: &OwnedFd, path: &[u8]) -> Result<()> {
+        if branch.format == Format::Overlay {
+            let target = xattr::Target::fd(fd.as_fd());
+            let mut value = b"/".to_vec();
+            value.extend_from_slice(path);
+            return match target.set(TRUSTED_REDIRECT, &value, 0) {
+                Ok(()) => Ok(()),
+                // Without the attribute the directory cannot be renamed: the caller copies.
+                Err(_) => target
+                    .set(USER_REDIRECT, &value, 0)
+                    .map_err(|_| Errno::XDEV),
+            };
+        }
+        let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
+        let stat = stat_fd(fd)?;
+        store.write_redirect(stat.ino, stat.btime, path)?;
+        self.redirects.insert(
+            branch.id,
+            stat.ino,
+            Redirect {
+                btime: stat.btime,
+                path: path.into(),
+            },
+        );
+        Ok(())
+    }
+
+    /// The directory is gone from the branch.
+    pub(super) fn drop_redirect(&self, branch: &Branch, real: u64) {
+        if self.redirects.remove(branch.id, real)
+            && let Some(store) = &branch.store
+        {
+            store.remove_redirect(real);
+        }
+    }
+
+    /// The layers of the directory at `path` on the branches below `branch`, by the rules of the
+    /// merged view (restricted to those branches).
+    pub(super) fn layers_below(
+        &self,
+        branch: BranchId,
+        path: &[u8],
+    ) -> Result<SmallVec<[Layer; 2]>> {
+        let stack = self.stack();
+        let Some(position) = stack.position(branch) else {
+            return Ok(SmallVec::new());
+        };
+        let below = &stack.branches()[usize::from(position.0) + 1..];
+        let mut current: Vec<(Arc<Branch>, Arc<OwnedFd>)> =
+            below.iter().map(|b| (b.clone(), b.root.clone())).collect();
+        for part in path.split(|b| *b == b'/').filter(|p| !p.is_empty()) {
+            current = step_down(&current, part)?;
+        }
+        let mut layers = SmallVec::new();
+        for (branch, fd) in current {
+            let real = stat_fd(&fd)?.ino;
+            layers.push(Layer {
+                branch: branch.id,
+                real,
+                path: Some(path.into()),
+                sealed: false,
+            });
+        }
+        Ok(layers)
+    }
+}
+
+/// One component of a walk over several branches.
+fn step_down(
+    dirs: &[(Arc<Branch>, Arc<OwnedFd>)],
+    name: &[u8],
+) -> Result<Vec<(Arc<Branch>, Arc<OwnedFd>)>> {
+    let mut next = Vec::new();
+    for (branch, dir) in dirs {
+        match stat_at(dir, name) {
+            Ok(stat) if stat.kind() == Kind::Dir => {
+                let fd = match open_subdir(dir, name) {
+                    Ok(fd) => fd,
+                    Err(Errno::XDEV) => continue,
+                    Err(err) => return Err(err),
+                };
+                let opaque = branch.honours_whiteouts() && branch.is_opaque(&fd)?;
+                next.push((branch.clone(), Arc::new(fd)));
+                if opaque {
+                    break;
+                }
+            }
+            Ok(_) if next.is_empty() => break,
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(err) => return Err(err),
+        }
+        if branch.honours_whiteouts() && branch.has_whiteout(dir, name)? {
+            break;
+        }
+    }
+    Ok(next)
+}
+
+fn overlay_redirect(fd: &OwnedFd) -> Result<Option<Arc<[u8]>>> {
+    let target = xattr::Target::fd(fd.as_fd());
+    for name in [TRUSTED_REDIRECT, USER_REDIRECT] {
+        match target.get(name) {
+            // Absolute within the layers. A bare name (a rename within one directory) is never
+            // written by us and would need the parent's path: the kernel's `redirect_dir=on`
+            // writes absolute ones for everything that moved between directories.
+            Ok(value) if value.starts_with(b"/") => return Ok(Some(value[1..].into())),
+            Ok(value) => return Ok(Some(value.into())),
+            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {}
+            Err(err) => return Err(err),
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,394 @@
+//! UNLINK and RMDIR.
+
+use super::Union;
+use super::namespace::Need;
+use crate::branch::Branch;
+use crate::branch::store::{Record, remove_contents};
+use crate::errno::{Errno, Result};
+use crate::node::index::Found;
+use crate::node::{Namespace, Node, Place, Present};
+use crate::policy::{self, Facts};
+use crate::sys::RealStat;
+use crate::sys::loc::open_subdir;
+use crate::sys::stat::{stat_at, stat_fd};
+use crate::types::*;
+use rustix::fd::OwnedFd;
+use rustix::fs::{AtFlags, RenameFlags};
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+/// How often a change is prepared anew because another one came first.
+const RETRIES: usize = 8;
+
+impl Union {
+    /// UNLINK.
+    pub fn unlink(&self, _caller: &Caller, parent: NodeId, name: &[u8]) -> Result<()> {
+        let parent = self.dir_node(parent)?;
+        self.check_name(name)?;
+        for _ in 0..RETRIES {
+            let found = self.find(&parent, name)?;
+            if found.kind == Kind::Dir {
+                return Err(Errno::ISDIR);
+            }
+            let target = self.branch(self.change_target(&parent, found.top)?)?;
+            self.make_dir_on(&parent, target.id)?;
+            let mut ns = self.ns_write(&parent)?;
+            match self.resolve(&parent, &ns, name)? {
+                Found::Present(now) if now.kind == found.kind && now.top == found.top => {
+                    return self.unlink_locked(&parent, &mut ns, name, &now, &target);
+                }
+                Found::Present(_) => {}
+                Found::Whiteout | Found::Absent => return Err(Errno::NOENT),
+            }
+        }
+        Err(Errno::BUSY)
+    }
+
+    /// What a name is; ENOENT if it is not.
+    pub(super) fn find(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Present> {
+        let ns = self.ns_read(parent, Need::Names)?;
+        match self.resolve(parent, &ns, name)? {
+            Found::Present(found) => Ok(found),
+            Found::Whiteout | Found::Absent => Err(Errno::NOENT),
+        }
+    }
+
+    /// The branch on which a name whose topmost instance is on `top` is changed.
+    pub(super) fn change_target(&self, parent: &Arc<Node>, top: BranchId) -> Result<BranchId> {
+        let stack = self.stack();
+        if stack.get(top).is_some_and(|b| b.writable()) {
+            return Ok(top);
+        }
+        let entry = stack.position(top).ok_or(Errno::STALE)?;
+        let layers = parent.layers();
+        let writable: SmallVec<[bool; 16]> =
+            stack.branches().iter().map(|b| b.writable()).collect();
+        let has_parent: SmallVec<[bool; 16]> = stack
+            .branches()
+            .iter()
+            .map(|b| layers.iter().any(|l| l.branch == b.id))
+            .collect();
+        let facts = Facts {
+            writable: &writable,
+            has_parent: &has_parent,
+        };
+        let target = policy::copy_up(facts, entry, self.options.copyup)?;
+        Ok(stack.branches()[usize::from(target.0)].id)
+    }
+
+    fn unlink_locked(
+        &self,
+        parent: &Arc<Node>,
+        ns: &mut Namespace,
+        name: &[u8],
+        found: &Present,
+        target: &Arc<Branch>,
+    ) -> Result<()> {
+        let dir = self.dir_fd_on(parent, target.id)?;
+        let physical = found.top == target.id;
+        let whiteout = found.below || !physical;
+        let stat = stat_at(self.dir_fd_on(parent, found.top)?, name)?;
+        let node = self.nodes.get(self.inos.number(&stat));
+        let pin = self.pin_before_removal(node.as_ref(), parent, name)?;
+        remove_file(target, &dir, name, physical, whiteout)?;
+        if let Some(index) = &mut ns.index {
+            index.remove(name, whiteout);
+        }
+        self.restamp(parent, ns, target.id);
+        if let (Some(node), Some(fd)) = (&node, pin) {
+            unname(node, fd);
+        }
+        self.count_removal(node.as_ref(), target, &stat, physical);
+        Ok(())
+    }
+
+    /// A descriptor for a node that is about to lose the name by which it is reached.
+    pub(super) fn pin_before_removal(
+        &self,
+        node: Option<&Arc<Node>>,
+        parent: &Arc<Node>,
+        name: &[u8],
+    ) -> Result<Option<Arc<OwnedFd>>> {
+        let Some(node) = node.filter(|n| n.is_at(parent.id, name)) else {
+            return Ok(None);
+        };
+        let (_, loc) = self.place_locked(node)?;
+        self.with_descriptors(|| loc.pin()).map(Some)
+    }
+
+    /// Keeps the link counts right after a name of the file was removed.
+    pub(super) fn count_removal(
+        &self,
+        node: Option<&Arc<Node>>,
+        target: &Arc<Branch>,
+        stat: &RealStat,
+        physical: bool,
+    ) {
+        let id = self.inos.number(stat);
+        let plink = self.links.plink(id);
+        if !physical {
+            // The name is still there on its branch, only hidden.
+            let delta = self.links.change_delta(id, -1);
+            if stat.nlink > 1 {
+                self.record_delta(target, id, delta);
+            }
+            if node.is_some() && stat.nlink as i32 + delta <= 0 {
+                self.links.mark_unnamed(id);
+            }
+        } else if stat.nlink == 1 && self.inos.drop_origin(stat.dev, stat.ino, stat.btime) {
+            self.record_gone(target, stat.ino);
+        }
+        if let (Some(plink), Some(node)) = (plink, node) {
+            self.drop_unused_plink(node, plink.branch, plink.real);
+        }
+    }
+
+    fn record_delta(&self, branch: &Branch, node: NodeId, delta: i32) {
+        if let Some(store) = &branch.store
+            && let Err(err) = store.record(Record::Links { node, delta })
+        {
+            log::warn!(
+                "{}: cannot record a link count: {err}",
+                branch.path.display()
+            );
+        }
+    }
+
+    fn record_gone(&self, branch: &Branch, real: u64) {
+        if let Some(store) = &branch.store
+            && let Err(err) = store.record(Record::Gone { real })
+        {
+            log::warn!("{}: cannot record a removal: {err}", branch.path.display());
+        }
+    }
+
+    /// A pseudo-link that no name needs any more is removed; the node keeps a descriptor.
+    fn drop_unused_plink(&self, node: &Arc<Node>, branch: BranchId, real: u64) {
+        let Ok((holder, stat)) = self.plink_stat(node, branch, real) else {
+            return;
+        };
+        if self.links.nlink(node, &stat) > 0 {
+            return;
+        }
+        if let Ok((_, loc)) = self.place_locked(node)
+            && let Ok(fd) = loc.pin()
+        {
+            unname(node, fd);
+        }
+        self.remove_plink(node, &holder, real);
+        self.set_delta(node, &holder, 0);
+        if self.inos.drop_origin(stat.dev, stat.ino, stat.btime) {
+            self.record_gone(&holder, stat.ino);
+        }
+    }
+
+    fn plink_stat(
+        &self,
+        node: &Node,
+        branch: BranchId,
+        real: u64,
+    ) -> Result<(Arc<Branch>, RealStat)> {
+        let branch = self.branch(branch)?;
+        let store = branch.store.as_ref().ok_or(Errno::STALE)?;
+        let stat = stat_at(
+            store.plinks(),
+            &crate::branch::store::plink_name(node.id, real),
+        )?;
+        Ok((branch, stat))
+    }
+
+    /// RMDIR: the directory must be empty after whiteouts.
+    pub fn rmdir(&self, _caller: &Caller, parent: NodeId, name: &[u8]) -> Result<()> {
+        let parent = self.dir_node(parent)?;
+        self.check_name(name)?;
+        for _ in 0..RETRIES {
+            let found = self.find(&parent, name)?;
+            if found.kind != Kind::Dir {
+                return Err(Errno::NOTDIR);
+            }
+            let target = self.branch(self.change_target(&parent, found.top)?)?;
+            self.make_dir_on(&parent, target.id)?;
+            let mut ns = self.ns_write(&parent)?;
+            match self.resolve(&parent, &ns, name)? {
+                Found::Present(now) if now.kind == Kind::Dir && now.top == found.top => {
+                    return self.rmdir_locked(&parent, &mut ns, name, &now, &target);
+                }
+                Found::Present(_) => {}
+                Found::Whiteout | Found::Absent => return Err(Errno::NOENT),
+            }
+        }
+        Err(Errno::BUSY)
+    }
+
+    fn rmdir_locked(
+        &self,
+        parent: &Arc<Node>,
+        ns: &mut Namespace,
+        name: &[u8],
+        found: &Present,
+        target: &Arc<Branch>,
+    ) -> Result<()> {
+        let node = self.child(parent, name, found, 0)?.node;
+        if node.layers().iter().any(|l| l.sealed) {
+            // Something is mounted there.
+            self.forget(node.id, 0);
+            return Err(Errno::BUSY);
+        }
+        let removed = self.rmdir_node(parent, name, &node, found, target);
+        if removed.is_ok() {
+            if let Some(index) = &mut ns.index {
+                index.remove(name, found.below || found.top != target.id);
+            }
+            self.restamp(parent, ns, target.id);
+        }
+        let id = node.id;
+        drop(node);
+        // The kernel may know nothing of this node: then nobody will forget it.
+        self.forget(id, 0);
+        removed
+    }
+
+    fn rmdir_node(
+        &self,
+        parent: &Arc<Node>,
+        name: &[u8],
+        node: &Arc<Node>,
+        found: &Present,
+        target: &Arc<Branch>,
+    ) -> Result<()> {
+        let mut own = self.ns_write(node)?;
+        if own.index.as_ref().is_some_and(|i| !i.is_empty()) {
+            return Err(Errno::NOTEMPTY);
+        }
+        let dir = self.dir_fd_on(parent, target.id)?;
+        let physical = found.top == target.id;
+        let whiteout = found.below || !physical;
+        let (_, loc) = self.place_locked(node)?;
+        let pin = loc.pin()?;
+        let stat = stat_fd(&pin)?;
+        remove_dir(target, &dir, name, physical, whiteout)?;
+        own.dead = true;
+        own.index = None;
+        unname(node, pin);
+        if physical {
+            self.drop_redirect(target, stat.ino);
+            if self.inos.drop_origin(stat.dev, stat.ino, stat.btime) {
+                self.record_gone(target, stat.ino);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The node is reached by this descriptor only from now on.
+pub(super) fn unname(node: &Node, fd: Arc<OwnedFd>) {
+    node.update_home(|h| {
+        h.linked = false;
+        if !matches!(h.place, Place::Plink) {
+            h.place = Place::Pinned(fd);
+        }
+    });
+}
+
+/// Removes a non-directory from a branch and hides what is below, in an order in which every
+/// moment shows the old state or the new: the whiteout first (an entry beside its own whiteout is
+/// still seen), or both at once.
+fn remove_file(
+    branch: &Branch,
+    dir: &OwnedFd,
+    name: &[u8],
+    physical: bool,
+    whiteout: bool,
+) -> Result<()> {
+    if !whiteout {
+        return rustix::fs::unlinkat(dir, name, AtFlags::empty());
+    }
+    if !physical {
+        return branch.make_whiteout(dir, name);
+    }
+    if !branch.whiteout_is_separate(name) {
+        return branch.replace_by_whiteout(dir, name);
+    }
+    branch.make_whiteout(dir, name)?;
+    rustix::fs::unlinkat(dir, name, AtFlags::empty()).inspect_err(|_| take_back(branch, dir, name))
+}
+
+fn take_back(branch: &Branch, dir: &OwnedFd, name: &[u8]) {
+    if let Err(err) = branch.remove_whiteout(dir, name) {
+        log::error!(
+            "{}: cannot take back a whiteout: {err}",
+            branch.path.display()
+        );
+    }
+}
+
+/// As [`remove_file`], for a directory that is empty in the union but may hold whiteouts.
+fn remove_dir(
+    branch: &Branch,
+    dir: &OwnedFd,
+    name: &[u8],
+    physical: bool,
+    whiteout: bool,
+) -> Result<()> {
+    if !physical {
+        return branch.make_whiteout(dir, name);
+    }
+    if whiteout && !branch.whiteout_is_separate(name) {
+        return exchange_for_whiteout(branch, dir, name);
+    }
+    if whiteout {
+        branch.make_whiteout(dir, name)?;
+    }
+    let removed = match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+        Err(Errno::NOTEMPTY | Errno::EXIST) => discard_dir(branch, dir, name),
+        other => other,
+    };
+    removed.inspect_err(|_| {
+        if whiteout {
+            take_back(branch, dir, name);
+        }
+    })
+}
+
+/// Moves a directory out of sight in one step and removes it there.
+pub(super) fn discard_dir(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
+    let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
+    let temp = store.temp_name();
+    rustix::fs::renameat(dir, name, store.trash(), &*temp)?;
+    empty_trash(branch, &temp);
+    Ok(())
+}
+
+fn empty_trash(branch: &Branch, temp: &[u8]) {
+    let Some(store) = &branch.store else { return };
+    let emptied = open_subdir(store.trash(), temp)
+        .and_then(|fd| remove_contents(&fd))
+        .and_then(|()| rustix::fs::unlinkat(store.trash(), temp, AtFlags::REMOVEDIR));
+    if let Err(err) = emptied {
+        // The next mount tries again.
+        log::warn!(
+            "{}: removed directory not emptied: {err}",
+            branch.path.display()
+        );
+    }
+}
+
+/// Overlay format: a whiteout device and the directory change places.
+fn exchange_for_whiteout(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
+    let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
+    let temp = store.temp_name();
+    if branch.make_whiteout(store.trash(), &temp).is_err()
+        || !stat_at(store.trash(), &temp).is_ok_and(|s| s.is_null_device())
+    {
+        // No device nodes here: the whiteout is a file beside the name.
+        let _ = branch.remove_whiteout(store.trash(), &temp);
+        branch.make_whiteout(dir, name)?;
+        return discard_dir(branch, dir, name).inspect_err(|_| take_back(branch, dir, name));
+    }
+    rustix::fs::renameat_with(store.trash(), &*temp, dir, name, RenameFlags::EXCHANGE)
+        .inspect_err(|_| {
+            let _ = rustix::fs::unlinkat(store.trash(), &*temp, AtFlags::empty());
+        })?;
+    empty_trash(branch, &temp);
+    Ok(())
+}

@@ -1,0 +1,692 @@
+//! RENAME and RENAME2.
+//!
+//! The order of the steps on the branch makes every moment show the old state or the new: marks on
+//! the source that change nothing where it is, the whiteout of the old name (an entry beside its
+//! own whiteout is still seen), the rename itself, and last the removal of a whiteout under the new
+//! name (which hides nothing any more). No step needs a journal.
+
+use super::Union;
+use super::create::first_of;
+use super::namespace::Need;
+use super::remove::{discard_dir, unname};
+use crate::branch::Branch;
+use crate::branch::store::{plink_name, remove_contents};
+use crate::errno::{Errno, Result};
+use crate::node::index::{BranchList, Found};
+use crate::node::{Layer, Layers, Namespace, Node, Place, Present};
+use crate::spec::{DirOpaque, Format};
+use crate::sys::Name;
+use crate::sys::stat::stat_at;
+use crate::types::*;
+use parking_lot::{MutexGuard, RwLockWriteGuard};
+use rustix::fd::OwnedFd;
+use rustix::fs::{AtFlags, RenameFlags as SysFlags};
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+const RETRIES: usize = 8;
+
+/// A directory and a name in it.
+#[derive(Clone, Copy)]
+struct At<'a> {
+    dir: &'a Arc<Node>,
+    name: &'a [u8],
+}
+
+/// The locks of one or two directories.
+struct TwoDirs<'a> {
+    _order: Option<MutexGuard<'a, ()>>,
+    first: RwLockWriteGuard<'a, Namespace>,
+    /// `None` when both are one.
+    second: Option<RwLockWriteGuard<'a, Namespace>>,
+    /// `first` is the source's.
+    in_order: bool,
+}
+
+impl TwoDirs<'_> {
+    fn source(&mut self) -> &mut Namespace {
+        match &mut self.second {
+            Some(second) if !self.in_order => second,
+            _ => &mut self.first,
+        }
+    }
+
+    fn target(&mut self) -> &mut Namespace {
+        match &mut self.second {
+            Some(second) if self.in_order => second,
+            _ => &mut self.first,
+        }
+    }
+}
+
+/// A node that this operation may be the only one to know: forgotten again at the end.
+struct Held<'a> {
+    union: &'a Union,
+    node: Option<Arc<Node>>,
+}
+
+impl Held<'_> {
+    fn node(&self) -> Result<&Arc<Node>> {
+        self.node.as_ref().ok_or(Errno::STALE)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if let Some(node) = self.node.take() {
+            let id = node.id;
+            drop(node);
+            self.union.forget(id, 0);
+        }
+    }
+}
+
+/// How the moved directory keeps (or gives up) its lower parts.
+enum Lower {
+    /// It has none, and must not get any at its new place unless that is harmless.
+    None { opaque: bool },
+    /// They stay where they are: these are the layers from now on.
+    Redirect(SmallVec<[Layer; 2]>),
+}
+
+impl Union {
+    /// RENAME and RENAME2. `RENAME_WHITEOUT` is refused: EINVAL.
+    pub fn rename(
+        &self,
+        _caller: &Caller,
+        from: (NodeId, &[u8]),
+        to: (NodeId, &[u8]),
+        flags: RenameFlags,
+    ) -> Result<()> {
+        let both = RenameFlags::NOREPLACE | RenameFlags::EXCHANGE;
+        if !both.contains(flags) || flags == both {
+            return Err(Errno::INVAL);
+        }
+        let (from_dir, to_dir) = (self.dir_node(from.0)?, self.dir_node(to.0)?);
+        self.check_name(from.1)?;
+        self.check_name(to.1)?;
+        let (from, to) = (
+            At {
+                dir: &from_dir,
+                name: from.1,
+            },
+            At {
+                dir: &to_dir,
+                name: to.1,
+            },
+        );
+        for _ in 0..RETRIES {
+            let done = if flags.contains(RenameFlags::EXCHANGE) {
+                self.try_exchange(from, to)?
+            } else {
+                self.try_rename(from, to, flags)?
+            };
+            if done {
+                return Ok(());
+            }
+        }
+        Err(Errno::BUSY)
+    }
+
+    fn hold(&self, at: At<'_>, found: &Present) -> Result<Held<'_>> {
+        let _ns = self.ns_read(at.dir, Need::Names)?;
+        let node = self.child(at.dir, at.name, found, 0)?.node;
+        Ok(Held {
+            union: self,
+            node: Some(node),
+        })
+    }
+
+    fn find_optional(&self, at: At<'_>) -> Result<Option<Present>> {
+        match self.find(at.dir, at.name) {
+            Ok(found) => Ok(Some(found)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(err) => Err(err),
+        }
+    }
+
+    /// False = something changed while it was prepared: try again.
+    fn try_rename(&self, from: At<'_>, to: At<'_>, flags: RenameFlags) -> Result<bool> {
+        let source = self.find(from.dir, from.name)?;
+        let dest = self.find_optional(to)?;
+        if dest.is_some() && flags.contains(RenameFlags::NOREPLACE) {
+            return Err(Errno::EXIST);
+        }
+        if let Some(dest) = &dest {
+            check_kinds(source.kind, dest.kind)?;
+        }
+        let branch = self.rename_branch(from, &source, to, dest.as_ref())?;
+        let node = self.bring_to(from, &source, &branch)?;
+        self.make_dir_on(to.dir, branch.id)?;
+        if from.dir.id == to.dir.id && from.name == to.name {
+            return Ok(true);
+        }
+        let mut dirs = self.lock_two(from.dir, to.dir)?;
+        let Found::Present(source) = self.resolve(from.dir, dirs.source(), from.name)? else {
+            return Err(Errno::NOENT);
+        };
+        let (dest, hidden) = match self.resolve(to.dir, dirs.target(), to.name)? {
+            Found::Present(found) => (Some(found), false),
+            Found::Whiteout => (None, true),
+            Found::Absent => (None, false),
+        };
+        if source.top != branch.id {
+            return Ok(false);
+        }
+        let victim = match &dest {
+            Some(dest) => {
+                if flags.contains(RenameFlags::NOREPLACE) {
+                    return Err(Errno::EXIST);
+                }
+                check_kinds(source.kind, dest.kind)?;
+                let victim = self.child(to.dir, to.name, dest, 0)?.node;
+                Some(Held {
+                    union: self,
+                    node: Some(victim),
+                })
+            }
+            None => None,
+        };
+        if let Some(victim) = &victim
+            && victim.node()?.id == node.node()?.id
+        {
+            // Two names of one file: rename(2) does nothing.
+            return Ok(true);
+        }
+        self.rename_locked(
+            from,
+            to,
+            &mut dirs,
+            node.node()?,
+            &source,
+            victim.as_ref(),
+            dest.as_ref(),
+            hidden,
+            &branch,
+        )?;
+        Ok(true)
+    }
+
+    /// The writable branch on which the rename happens.
+    fn rename_branch(
+        &self,
+        from: At<'_>,
+        source: &Present,
+        to: At<'_>,
+        dest: Option<&Present>,
+    ) -> Result<Arc<Branch>> {
+        let stack = self.stack();
+        let mut id = self.change_target(from.dir, source.top)?;
+        let other = match dest {
+            Some(dest) => self.change_target(to.dir, dest.top)?,
+            None => self.create_target(to.dir).unwrap_or(id),
+        };
+        // The new name must not be hidden by what is above it.
+        let above = stack.position(other) < stack.position(id);
+        if above && (dest.is_some() || to.dir.layer_on(id).is_none()) {
+            id = other;
+        }
+        self.branch(id)
+    }
+
+    /// Makes sure that the source is on the branch, under its name.
+    fn bring_to(&self, from: At<'_>, source: &Present, branch: &Arc<Branch>) -> Result<Held<'_>> {
+        let held = self.hold(from, source)?;
+        let node = held.node()?;
+        self.make_dir_on(from.dir, branch.id)?;
+        if source.top == branch.id {
+            return Ok(held);
+        }
+        if node.kind == Kind::Dir {
+            self.check_movable(node)?;
+            self.make_dir_on(node, branch.id)?;
+            return Ok(held);
+        }
+        self.make_writable(node)?;
+        if node.inode().0 != branch.id {
+            // It is on another writable branch: the caller (mv) copies.
+            return Err(Errno::XDEV);
+        }
+        self.materialise(node, from, branch)?;
+        Ok(held)
+    }
+
+    /// Before anything is copied for it: may a directory with lower parts be renamed at all?
+    fn check_movable(&self, node: &Arc<Node>) -> Result<()> {
+        if node.layers().iter().any(|l| l.sealed) {
+            return Err(Errno::BUSY);
+        }
+        if self.options.dir_rename {
+            return Ok(());
+        }
+        let ns = self.ns_read(node, Need::Listing)?;
+        if ns.index.as_ref().is_none_or(|i| i.is_empty()) {
+            Ok(())
+        } else {
+            Err(Errno::XDEV)
+        }
+    }
+
+    /// Gives a copied-up file its name on the branch too, where only the lower branch has it.
+    fn materialise(&self, node: &Arc<Node>, at: At<'_>, branch: &Arc<Branch>) -> Result<()> {
+        let mut ns = self.ns_write(at.dir)?;
+        let Found::Present(found) = self.resolve(at.dir, &ns, at.name)? else {
+            return Err(Errno::NOENT);
+        };
+        if found.top == branch.id {
+            return Ok(());
+        }
+        let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
+        let dir = self.dir_fd_on(at.dir, branch.id)?;
+        let real = node.inode().1;
+        rustix::fs::linkat(
+            store.plinks(),
+            &*plink_name(node.id, real),
+            &dir,
+            at.name,
+            AtFlags::empty(),
+        )?;
+        self.set_delta(node, branch, self.links.delta(node.id) - 1);
+        node.update_home(|h| {
+            (h.parent, h.name) = (Some(at.dir.clone()), Name::from_slice(at.name));
+            (h.linked, h.place) = (true, Place::Named);
+        });
+        if let Some(index) = &mut ns.index {
+            let layers = BranchList::from_slice(&[branch.id]);
+            index.set(
+                at.name,
+                &Present {
+                    top: branch.id,
+                    real,
+                    below: true,
+                    layers,
+                    ..found
+                },
+            );
+        }
+        self.restamp(at.dir, &mut ns, branch.id);
+        Ok(())
+    }
+
+    fn lock_two<'a>(&'a self, from: &'a Arc<Node>, to: &'a Arc<Node>) -> Result<TwoDirs<'a>> {
+        if from.id == to.id {
+            return Ok(TwoDirs {
+                _order: None,
+                first: self.ns_write(from)?,
+                second: None,
+                in_order: true,
+            });
+        }
+        let order = self.rename_lock.lock();
+        let in_order = first_of(from, to);
+        let (a, b) = if in_order { (from, to) } else { (to, from) };
+        let first = self.ns_write(a)?;
+        Ok(TwoDirs {
+            _order: Some(order),
+            first,
+            second: Some(self.ns_write(b)?),
+            in_order,
+        })
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn rename_locked(
+        &self,
+        from: At<'_>,
+        to: At<'_>,
+        dirs: &mut TwoDirs<'_>,
+        node: &Arc<Node>,
+        source: &Present,
+        victim: Option<&Held<'_>>,
+        dest: Option<&Present>,
+        hidden: bool,
+        branch: &Arc<Branch>,
+    ) -> Result<()> {
+        if node.kind == Kind::Dir
+            && (to.dir.id == node.id || to.dir.ancestors().any(|n| n.id == node.id))
+        {
+            return Err(Errno::INVAL);
+        }
+        let victim = victim.map(Held::node).transpose()?;
+        let (from_fd, to_fd) = (
+            self.dir_fd_on(from.dir, branch.id)?,
+            self.dir_fd_on(to.dir, branch.id)?,
+        );
+        let below = self.visible_below(to.dir, branch.id, to.name)?;
+        // Before the victim is locked: this reads the source's names, and the two are unrelated.
+        let lower = self.plan_lower(node, branch, below)?;
+        let mut victim_ns = self.lock_victim(victim, from)?;
+        self.mark_source(node, branch, &lower)?;
+        let pin = self
+            .pin_before_removal(victim, to.dir, to.name)?
+            .or(pin_dir(self, victim)?);
+        let victim_stat = match dest {
+            Some(dest) => Some(stat_at(self.dir_fd_on(to.dir, dest.top)?, to.name)?),
+            None => None,
+        };
+        let physical = dest.is_some_and(|d| d.top == branch.id);
+        move_on_branch(
+            branch,
+            &Move {
+                from: &from_fd,
+                old: from.name,
+                to: &to_fd,
+                new: to.name,
+                is_dir: node.kind == Kind::Dir,
+                whiteout: source.below,
+                over_dir: physical && dest.is_some_and(|d| d.kind == Kind::Dir),
+                hidden,
+            },
+        )?;
+        if let Some(ns) = &mut victim_ns {
+            (ns.dead, ns.index) = (true, None);
+        }
+        if let (Some(victim), Some(pin)) = (victim, pin) {
+            unname(victim, pin);
+        }
+        if let (Some(stat), true) = (&victim_stat, victim.is_some_and(|v| v.kind != Kind::Dir)) {
+            self.count_removal(victim, branch, stat, physical);
+        }
+        drop(victim_ns);
+        self.moved(node, to, lower);
+        if let Some(index) = &mut dirs.source().index {
+            index.remove(from.name, source.below);
+        }
+        if let Some(index) = &mut dirs.target().index {
+            let layers = BranchList::from_slice(&[branch.id]);
+            index.set(
+                to.name,
+                &Present {
+                    top: branch.id,
+                    kind: source.kind,
+                    real: source.real,
+                    below,
+                    layers,
+                },
+            );
+        }
+        self.restamp(from.dir, dirs.source(), branch.id);
+        self.restamp(to.dir, dirs.target(), branch.id);
+        Ok(())
+    }
+
+    /// A directory that is replaced must be empty, and nothing may be created in it meanwhile.
+    fn lock_victim<'a>(
+        &self,
+        victim: Option<&'a Arc<Node>>,
+        from: At<'_>,
+    ) -> Result<Option<RwLockWriteGuard<'a, Namespace>>> {
+        let Some(victim) = victim.filter(|v| v.kind == Kind::Dir) else {
+            return Ok(None);
+        };
+        if victim.id == from.dir.id || from.dir.ancestors().any(|n| n.id == victim.id) {
+            return Err(Errno::NOTEMPTY);
+        }
+        let ns = self.ns_write(victim)?;
+        if ns.index.as_ref().is_some_and(|i| !i.is_empty()) {
+            return Err(Errno::NOTEMPTY);
+        }
+        Ok(Some(ns))
+    }
+
+    /// What becomes of the lower parts of a directory that moves. EXDEV where they would be lost.
+    fn plan_lower(&self, node: &Arc<Node>, branch: &Branch, below: bool) -> Result<Lower> {
+        if node.kind != Kind::Dir {
+            return Ok(Lower::None { opaque: false });
+        }
+        let layers = node.layers();
+        let always = self.options.dir_opaque == DirOpaque::Always;
+        if layers.len() <= 1 {
+            return Ok(Lower::None {
+                opaque: below || always,
+            });
+        }
+        let ns = self.ns_read(node, Need::Listing)?;
+        let lower_is_empty = ns
+            .index
+            .as_ref()
+            .is_some_and(|i| i.iter_from(0).all(|(_, _, _, top, _)| top == branch.id))
+            && ns.index.as_ref().is_some_and(|i| {
+                i.iter_from(0).all(
+                    |(_, name, ..)| !matches!(i.get(name), Found::Present(p) if p.layers.len() > 1),
+                )
+            });
+        drop(ns);
+        if lower_is_empty {
+            return Ok(Lower::None { opaque: true });
+        }
+        if !self.options.dir_rename {
+            return Err(Errno::XDEV);
+        }
+        let mut moved: SmallVec<[Layer; 2]> = (*layers).clone();
+        for layer in moved.iter_mut().filter(|l| l.branch != branch.id) {
+            layer.path = Some(self.layer_path(node, layer.branch)?.into());
+        }
+        Ok(Lower::Redirect(moved))
+    }
+
+    /// Marks that change nothing while the directory is still at its old place.
+    fn mark_source(&self, node: &Arc<Node>, branch: &Branch, lower: &Lower) -> Result<()> {
+        match lower {
+            Lower::None { opaque: false } => Ok(()),
+            Lower::None { opaque: true } => branch.set_opaque(&*self.dir_fd_on(node, branch.id)?),
+            Lower::Redirect(layers) => {
+                let path = layers
+                    .iter()
+                    .find_map(|l| l.path.as_ref().filter(|_| l.branch != branch.id))
+                    .ok_or(Errno::XDEV)?;
+                self.set_redirect(branch, &*self.dir_fd_on(node, branch.id)?, path)
+            }
+        }
+    }
+
+    fn moved(&self, node: &Arc<Node>, to: At<'_>, lower: Lower) {
+        match lower {
+            Lower::Redirect(layers) => node.set_layers(Layers::new(layers)),
+            Lower::None { opaque: true } => {
+                let top: SmallVec<[Layer; 2]> = node.layers().iter().take(1).cloned().collect();
+                node.set_layers(Layers::new(top));
+            }
+            Lower::None { .. } => {}
+        }
+        node.update_home(|h| {
+            (h.parent, h.name) = (Some(to.dir.clone()), Name::from_slice(to.name));
+            (h.linked, h.place) = (true, Place::Named);
+        });
+    }
+
+    /// Would a name be seen if `branch` and everything above it did not have it?
+    pub(super) fn visible_below(
+        &self,
+        dir: &Arc<Node>,
+        branch: BranchId,
+        name: &[u8],
+    ) -> Result<bool> {
+        let stack = self.stack();
+        let position = stack.position(branch).ok_or(Errno::STALE)?;
+        for layer in dir.layers().iter().filter(|l| !l.sealed) {
+            let Some(at) = stack.position(layer.branch) else {
+                continue;
+            };
+            if at <= position {
+                continue;
+            }
+            let lower = self.branch(layer.branch)?;
+            let fd = self.dir_fd(dir, layer)?;
+            match stat_at(&fd, name) {
+                Ok(stat)
+                    if lower.honours_whiteouts()
+                        && lower.device_hides(name)
+                        && stat.is_null_device() =>
+                {
+                    return Ok(false);
+                }
+                Ok(_) => return Ok(true),
+                Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
+                Err(err) => return Err(err),
+            }
+            if lower.honours_whiteouts() && lower.has_whiteout(&fd, name)? {
+                return Ok(false);
+            }
+        }
+        Ok(false)
+    }
+
+    /// RENAME_EXCHANGE: both names exist on the branch, then they change places at once.
+    fn try_exchange(&self, a: At<'_>, b: At<'_>) -> Result<bool> {
+        let (one, two) = (self.find(a.dir, a.name)?, self.find(b.dir, b.name)?);
+        let branch = self.rename_branch(a, &one, b, Some(&two))?;
+        let first = self.bring_to(a, &one, &branch)?;
+        let second = self.bring_to(b, &two, &branch)?;
+        let mut dirs = self.lock_two(a.dir, b.dir)?;
+        let Found::Present(one) = self.resolve(a.dir, dirs.source(), a.name)? else {
+            return Err(Errno::NOENT);
+        };
+        let Found::Present(two) = self.resolve(b.dir, dirs.target(), b.name)? else {
+            return Err(Errno::NOENT);
+        };
+        if one.top != branch.id || two.top != branch.id {
+            return Ok(false);
+        }
+        let (first, second) = (first.node()?, second.node()?);
+        for (dir, node) in [(b.dir, first), (a.dir, second)] {
+            if dir.id == node.id || dir.ancestors().any(|n| n.id == node.id) {
+                return Err(Errno::INVAL);
+            }
+        }
+        let (lower_a, lower_b) = (
+            self.plan_lower(first, &branch, two.below)?,
+            self.plan_lower(second, &branch, one.below)?,
+        );
+        self.mark_source(first, &branch, &lower_a)?;
+        self.mark_source(second, &branch, &lower_b)?;
+        let (fd_a, fd_b) = (
+            self.dir_fd_on(a.dir, branch.id)?,
+            self.dir_fd_on(b.dir, branch.id)?,
+        );
+        rustix::fs::renameat_with(&fd_a, a.name, &fd_b, b.name, SysFlags::EXCHANGE)?;
+        self.moved(first, b, lower_a);
+        self.moved(second, a, lower_b);
+        let layers = BranchList::from_slice(&[branch.id]);
+        if let Some(index) = &mut dirs.source().index {
+            index.set(
+                a.name,
+                &Present {
+                    kind: two.kind,
+                    real: two.real,
+                    layers: layers.clone(),
+                    ..one
+                },
+            );
+        }
+        if let Some(index) = &mut dirs.target().index {
+            index.set(
+                b.name,
+                &Present {
+                    kind: one.kind,
+                    real: one.real,
+                    layers,
+                    ..two
+                },
+            );
+        }
+        self.restamp(a.dir, dirs.source(), branch.id);
+        self.restamp(b.dir, dirs.target(), branch.id);
+        Ok(true)
+    }
+}
+
+/// A directory that is replaced keeps a descriptor too.
+fn pin_dir(union: &Union, victim: Option<&Arc<Node>>) -> Result<Option<Arc<OwnedFd>>> {
+    let Some(victim) = victim.filter(|v| v.kind == Kind::Dir) else {
+        return Ok(None);
+    };
+    let (_, loc) = union.place_locked(victim)?;
+    loc.pin().map(Some)
+}
+
+fn check_kinds(source: Kind, dest: Kind) -> Result<()> {
+    match (source == Kind::Dir, dest == Kind::Dir) {
+        (true, false) => Err(Errno::NOTDIR),
+        (false, true) => Err(Errno::ISDIR),
+        _ => Ok(()),
+    }
+}
+
+/// One rename on one branch.
+struct Move<'a> {
+    from: &'a OwnedFd,
+    old: &'a [u8],
+    to: &'a OwnedFd,
+    new: &'a [u8],
+    is_dir: bool,
+    /// The old name must be hidden afterwards.
+    whiteout: bool,
+    /// A directory (empty but for marks) is replaced.
+    over_dir: bool,
+    /// The new name has a whiteout.
+    hidden: bool,
+}
+
+fn move_on_branch(branch: &Branch, m: &Move<'_>) -> Result<()> {
+    if m.over_dir {
+        clear_marks(branch, m.to, m.new)?;
+    }
+    let device_at_target = m.hidden && stat_at(m.to, m.new).is_ok_and(|s| s.is_null_device());
+    if device_at_target && m.is_dir {
+        // The device and the directory change places: that is the whiteout of the old name.
+        rustix::fs::renameat_with(m.from, m.old, m.to, m.new, SysFlags::EXCHANGE)?;
+        if !m.whiteout {
+            rustix::fs::unlinkat(m.from, m.old, AtFlags::empty())?;
+        }
+        return branch.remove_whiteout(m.to, m.new);
+    }
+    let separate = branch.whiteout_is_separate(m.old);
+    if m.whiteout && separate {
+        branch.make_whiteout(m.from, m.old)?;
+    }
+    let renamed = if m.whiteout && !separate {
+        rename_leaving_device(branch, m)
+    } else {
+        rustix::fs::renameat(m.from, m.old, m.to, m.new)
+    };
+    if let Err(err) = renamed {
+        if m.whiteout && separate {
+            let _ = branch.remove_whiteout(m.from, m.old);
+        }
+        return Err(err);
+    }
+    if m.hidden || m.over_dir {
+        branch.remove_whiteout(m.to, m.new)
+    } else {
+        Ok(())
+    }
+}
+
+/// RENAME_WHITEOUT leaves the device in the same step; where it may not, a whiteout file is made first.
+fn rename_leaving_device(branch: &Branch, m: &Move<'_>) -> Result<()> {
+    match rustix::fs::renameat_with(m.from, m.old, m.to, m.new, SysFlags::WHITEOUT) {
+        Err(Errno::PERM | Errno::INVAL | Errno::OPNOTSUPP) => {
+            let mark = crate::whiteout::whiteout_name(m.old).ok_or(Errno::NAMETOOLONG)?;
+            branch.make_whiteout_file(m.from, &mark)?;
+            rustix::fs::renameat(m.from, m.old, m.to, m.new)
+        }
+        other => other,
+    }
+}
+
+/// Empties a directory of its marks without changing what the union shows: first it is made opaque
+/// by a mark that does not lie in it.
+fn clear_marks(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
+    let fd = crate::sys::loc::open_subdir(dir, name)?;
+    if branch.format == Format::Aufs && branch.whiteout_is_separate(name) {
+        branch.make_whiteout(dir, name)?;
+        return remove_contents(&fd);
+    }
+    if branch.set_opaque_attribute(&fd) {
+        return remove_contents(&fd);
+    }
+    // No mark can be made outside: the directory is taken away whole. (Its name is free for a
+    // moment, and a crash then shows what is below.)
+    discard_dir(branch, dir, name)
+}

@@ -1,0 +1,178 @@
+//! Building a union from what was asked for.
+
+use super::copyup::CopyUps;
+use super::links::LinkTable;
+use super::open::OpenTable;
+use super::redirect::Redirects;
+use super::{FOREVER, Union};
+use crate::branch::open::open_all;
+use crate::branch::{Branch, store::Recovered};
+use crate::errno::Errno;
+use crate::ino::InoMap;
+use crate::node::{FdCache, Home, Layer, Layers, Node, NodeTable, Place};
+use crate::setup::SetupError;
+use crate::spec::{CopyOnOpen, CreatePolicy, MountSpec, Udba};
+use crate::stack::Stack;
+use crate::sys::{Name, creds};
+use crate::types::{Kind, NodeId};
+use parking_lot::{Mutex, RwLock};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+impl Union {
+    /// Opens the branches, takes the locks of the writable ones, reads their bookkeeping.
+    ///
+    /// Does not mount anything. Branch paths are resolved now and never again.
+    pub fn open(spec: &MountSpec) -> Result<Self, SetupError> {
+        refuse_unsupported(spec)?;
+        // Opened now, while absolute paths cannot lead into a mount of ours.
+        crate::sys::loc::proc_self_fd().map_err(|errno| SetupError::System {
+            what: "cannot open /proc/self/fd: mount /proc first".to_owned(),
+            errno,
+        })?;
+        let opened = open_all(&spec.branches, spec.grammar)?;
+        let branches: Vec<Arc<Branch>> = opened.iter().map(|(b, _)| b.clone()).collect();
+        // The writable branch's filesystem comes first: its numbers are shown as they are.
+        let first = branches
+            .iter()
+            .filter(|b| b.writable())
+            .chain(branches.iter());
+        let inos = InoMap::new(first.map(|b| b.dev));
+        let (links, redirects) = (LinkTable::default(), Redirects::default());
+        for (branch, recovered) in &opened {
+            recover(branch, recovered, &inos, &links);
+            redirects.load(branch)?;
+        }
+        let budget = descriptor_budget();
+        let root = Arc::new(root_node(&branches));
+        Ok(Self {
+            options: spec.options.clone(),
+            stack: RwLock::new(Arc::new(Stack::new(branches))),
+            nodes: NodeTable::new(root),
+            inos,
+            dir_fds: FdCache::new(budget),
+            data_fds: FdCache::new(budget),
+            opens: OpenTable::default(),
+            links,
+            redirects,
+            copyups: CopyUps::default(),
+            rename_lock: Mutex::new(()),
+            next_generation: AtomicU64::new(1),
+            hidden: Vec::new(),
+            privileged: creds::is_privileged(),
+        })
+    }
+}
+
+/// Options that are understood but that this version cannot honour are refused, not ignored.
+fn refuse_unsupported(spec: &MountSpec) -> Result<(), SetupError> {
+    let refuse = |what: &str, hint: &str| {
+        Err(SetupError::Option {
+            what: what.to_owned(),
+            hint: hint.to_owned(),
+        })
+    };
+    if spec.branches.is_empty() {
+        return refuse("br", "a union needs at least one branch");
+    }
+    if spec.branches.len() > usize::from(u16::MAX) {
+        return refuse("br", "at most 65535 branches");
+    }
+    let o = &spec.options;
+    if o.udba == Udba::Notify {
+        return refuse(
+            "udba=notify",
+            "not supported yet: use udba=reval or udba=none",
+        );
+    }
+    if o.create != CreatePolicy::TopDownParent {
+        return refuse("create", "only tdp is supported yet");
+    }
+    if o.show_whiteouts {
+        return refuse("shwh", "not supported yet");
+    }
+    if o.strict {
+        return refuse("strict", "not supported yet");
+    }
+    if spec
+        .branches
+        .iter()
+        .any(|b| b.perm.copy_on_open != CopyOnOpen::Never)
+    {
+        return refuse(
+            "coo_reg, coo_all, moo",
+            "copying up at open is not supported yet",
+        );
+    }
+    if spec.branches.iter().any(|b| b.perm.fhsm) {
+        return refuse("fhsm", "tiering is not supported yet");
+    }
+    if o.timeout.is_some_and(|t| t > FOREVER) {
+        return refuse("timeout", "at most 2^30 seconds");
+    }
+    Ok(())
+}
+
+/// How many directory (and as many data) descriptors may be cached: a quarter of the limit each,
+/// so that half is left for open files and for work in progress.
+fn descriptor_budget() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    usize::try_from(limit.unwrap_or(4096) / 4)
+        .unwrap_or(1024)
+        .clamp(64, 4096)
+}
+
+fn recover(branch: &Arc<Branch>, recovered: &Recovered, inos: &InoMap, links: &LinkTable) {
+    for (&real, &origin) in &recovered.origins {
+        inos.set_origin(branch.dev, real, origin);
+    }
+    for (&node, &delta) in &recovered.links {
+        links.set_delta(node, delta);
+    }
+    for &(node, real) in &recovered.plinks {
+        // A pseudo-link of the real AUFS has a number that means nothing to us.
+        if recovered.origins.get(&real).is_some_and(|o| o.node == node) {
+            links.add_plink(node, branch.id, real);
+        }
+    }
+}
+
+fn root_node(branches: &[Arc<Branch>]) -> Node {
+    let mut layers: Vec<Layer> = Vec::new();
+    for branch in branches {
+        layers.push(Layer {
+            branch: branch.id,
+            real: branch.root_ino,
+            path: None,
+            sealed: false,
+        });
+        // An opaque mark in a branch root hides the branches below (OCI images have them).
+        if branch.honours_whiteouts() && branch.is_opaque(&branch.root).unwrap_or(false) {
+            break;
+        }
+    }
+    let home = Home {
+        parent: None,
+        name: Name::new(),
+        linked: true,
+        branch: branches[0].id,
+        real: branches[0].root_ino,
+        place: Place::Named,
+    };
+    Node::new(
+        NodeId::ROOT,
+        Kind::Dir,
+        0,
+        home,
+        Some(Layers::new(layers.into())),
+    )
+}
+
+impl From<Errno> for SetupError {
+    fn from(errno: Errno) -> Self {
+        Self::System {
+            what: "cannot read the bookkeeping of a writable branch".to_owned(),
+            errno,
+        }
+    }
+}
