@@ -1,15 +1,20 @@
 //! The state of the adapter and the one way every request is run: guarded, counted, answered.
 
+use super::caps::MAX_IO;
 use super::convert::{absent_attr, errno, file_attr};
 use super::idmap::IdMaps;
+use super::opens::{Grant, LiveOpens};
 use super::plan::{DataPath, IoPlan, Opens};
 use super::session::{IoctlHook, ServeConfig};
 use crate::errno::{Errno, Result};
 use crate::stats::{Op, Stats};
-use crate::types::{Attr, Caller, Entry, Lifetimes, Opened};
+use crate::types::{Attr, Caller, Entry, Lifetimes, NodeId, Opened};
 use crate::union::Union;
-use fuser::{FileAttr, FopenFlags, Generation, Request};
+use fuser::{BackingId, FileAttr, FopenFlags, Generation, ReplyData, Request};
 use std::any::Any;
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -23,6 +28,13 @@ pub(super) struct Adapter {
     settled: Arc<OnceLock<IoPlan>>,
     pub(super) ioctl: Option<IoctlHook>,
     stats: Arc<Stats>,
+    /// Kept in passthrough mounts only.
+    opens: LiveOpens<BackingId>,
+}
+
+thread_local! {
+    /// Where READ collects the data; one per worker thread, never shrunk.
+    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Adapter {
@@ -39,6 +51,7 @@ impl Adapter {
             settled,
             ioctl: config.ioctl.clone(),
             stats: Arc::clone(&config.stats),
+            opens: LiveOpens::default(),
         }
     }
 
@@ -141,15 +154,55 @@ impl Adapter {
         self.plan.opens == Opens::ZeroMessage
     }
 
-    /// The flags of an answered open of a file.
-    pub(super) fn open_flags(&self, opened: Opened) -> FopenFlags {
-        if self.plan.data == DataPath::Direct {
-            FopenFlags::FOPEN_DIRECT_IO
-        } else if opened.keep_cache {
-            FopenFlags::FOPEN_KEEP_CACHE
-        } else {
-            FopenFlags::empty()
+    /// Decides how an open of a file is answered; `register` makes a backing id of a descriptor.
+    pub(super) fn grant(
+        &self,
+        node: NodeId,
+        opened: Opened,
+        register: impl FnOnce(&OwnedFd) -> io::Result<BackingId>,
+    ) -> Grant<BackingId> {
+        if self.plan.data != DataPath::Passthrough {
+            return Grant::Cached;
         }
+        self.opens.open(node.0, opened.passthrough, || {
+            register(&*self.union.passthrough_fd(node)?)
+        })
+    }
+
+    /// Ends an answered open of a file.
+    pub(super) fn close(&self, node: NodeId) {
+        if self.plan.data == DataPath::Passthrough {
+            self.opens.close(node.0);
+        }
+        self.union.release(node);
+    }
+
+    /// The flags of an open that goes through the daemon.
+    pub(super) fn open_flags(&self, opened: Opened) -> FopenFlags {
+        match self.plan.data {
+            DataPath::Direct => FopenFlags::FOPEN_DIRECT_IO,
+            // The file may have been written past the page cache since its pages were read.
+            DataPath::Passthrough if opened.passthrough => FopenFlags::empty(),
+            _ if opened.keep_cache => FopenFlags::FOPEN_KEEP_CACHE,
+            _ => FopenFlags::empty(),
+        }
+    }
+
+    /// Answers a READ out of this thread's buffer.
+    pub(super) fn answer_read(&self, node: NodeId, offset: u64, size: usize, reply: ReplyData) {
+        self.run(Op::Read, || {
+            READ_BUFFER.with_borrow_mut(|buffer| {
+                if buffer.len() < size {
+                    buffer.resize(size.max(MAX_IO as usize), 0);
+                }
+                let read = self.union.read(node, offset, &mut buffer[..size]);
+                match read {
+                    Ok(count) => reply.data(&buffer[..count]),
+                    Err(error) => reply.fail(error),
+                }
+                read.is_ok()
+            })
+        });
     }
 }
 

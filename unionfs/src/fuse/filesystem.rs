@@ -6,8 +6,9 @@
 use super::adapter::{Adapter, Reply};
 use super::caps;
 use super::convert::{decode_dev, errno, file_type, set_time};
-use super::idmap::is_acl;
-use crate::errno::{Errno, Result};
+use super::opens::Grant;
+use super::xattr;
+use crate::errno::Errno;
 use crate::stats::Op;
 use crate::types::{Lookup, NodeId, RenameFlags, SetAttr};
 use fuser::{
@@ -17,7 +18,6 @@ use fuser::{
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
     TimeOrNow, WriteFlags,
 };
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -30,11 +30,6 @@ const NO_HANDLE: FileHandle = FileHandle(0);
 /// Most bytes of one COPY_FILE_RANGE: the reply counts in 32 bits, and copies are best cut at page
 /// boundaries.
 const MAX_COPY: u64 = 0x7fff_f000;
-
-thread_local! {
-    /// Where READ collects the data; one per worker thread, touched pages only.
-    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 fn node(ino: INodeNo) -> NodeId {
     NodeId(ino.0)
@@ -247,7 +242,12 @@ impl Filesystem for Adapter {
             Op::Open,
             reply,
             || self.union.open_node(node(ino), flags.0),
-            |reply, opened| reply.opened(NO_HANDLE, self.open_flags(opened)),
+            |reply, opened| match self.grant(node(ino), opened, |fd| reply.open_backing(fd)) {
+                Grant::Cached => reply.opened(NO_HANDLE, self.open_flags(opened)),
+                Grant::Passthrough(backing) => {
+                    reply.opened_passthrough(NO_HANDLE, FopenFlags::empty(), &backing);
+                }
+            },
         );
     }
 
@@ -279,13 +279,24 @@ impl Filesystem for Adapter {
         self.answer(Op::Create, reply, work, |reply, (entry, opened)| {
             let attr = self.wire_attr(&entry.attr);
             let generation = Generation(entry.generation);
-            reply.created(
-                &self.shorter_lifetime(),
-                &attr,
-                generation,
-                NO_HANDLE,
-                self.open_flags(opened),
-            );
+            let lifetime = self.shorter_lifetime();
+            match self.grant(entry.attr.ino, opened, |fd| reply.open_backing(fd)) {
+                Grant::Cached => {
+                    reply.created(
+                        &lifetime,
+                        &attr,
+                        generation,
+                        NO_HANDLE,
+                        self.open_flags(opened),
+                    );
+                }
+                Grant::Passthrough(backing) => {
+                    let flags = FopenFlags::empty();
+                    reply.created_passthrough(
+                        &lifetime, &attr, generation, NO_HANDLE, flags, &backing,
+                    );
+                }
+            }
         });
     }
 
@@ -300,24 +311,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let size = size as usize;
-        self.run(Op::Read, || {
-            READ_BUFFER.with_borrow_mut(|buffer| {
-                if buffer.len() < size {
-                    buffer.resize(size.max(caps::MAX_IO as usize), 0);
-                }
-                match self.union.read(node(ino), offset, &mut buffer[..size]) {
-                    Ok(count) => {
-                        reply.data(&buffer[..count]);
-                        true
-                    }
-                    Err(error) => {
-                        reply.fail(error);
-                        false
-                    }
-                }
-            })
-        });
+        self.answer_read(node(ino), offset, size as usize, reply);
     }
 
     fn write(
@@ -367,7 +361,7 @@ impl Filesystem for Adapter {
         let work = || {
             // Before the first OPEN a RELEASE may come for a created file: it holds nothing.
             if !self.zero_message() {
-                self.union.release(node(ino));
+                self.close(node(ino));
             }
             Ok(())
         };
@@ -578,13 +572,7 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let name = name.as_bytes();
-        let work = || {
-            self.refuse_acl(name)?;
-            let mapped = self.ids.xattr_to_branch(name, value)?;
-            self.union
-                .setxattr(node(ino), name, mapped.as_deref().unwrap_or(value), flags)
-        };
+        let work = || self.set_xattr(node(ino), name.as_bytes(), value, flags);
         self.answer(Op::Setxattr, reply, work, |reply, ()| reply.ok());
     }
 
@@ -596,22 +584,16 @@ impl Filesystem for Adapter {
         size: u32,
         reply: ReplyXattr,
     ) {
-        let name = name.as_bytes();
-        let work = || {
-            self.refuse_acl(name)?;
-            let mut value = self.union.getxattr(node(ino), name)?;
-            self.ids.xattr_to_wire(name, &mut value);
-            fit(value, size)
-        };
+        let work = || self.get_xattr(node(ino), name.as_bytes(), size);
         self.answer(Op::Getxattr, reply, work, |reply, value| {
-            send_xattr(reply, &value, size)
+            xattr::send(reply, &value, size)
         });
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let work = || fit(self.union.listxattr(node(ino))?, size);
+        let work = || xattr::fit(self.union.listxattr(node(ino))?, size);
         self.answer(Op::Listxattr, reply, work, |reply, value| {
-            send_xattr(reply, &value, size)
+            xattr::send(reply, &value, size)
         });
     }
 
@@ -662,35 +644,5 @@ impl Filesystem for Adapter {
     ) {
         // The kernel's default for files, always ready, is right; it stops asking after this.
         reply.error(errno(Errno::NOSYS));
-    }
-}
-
-impl Adapter {
-    /// With `noacl`, POSIX ACLs are neither shown nor taken.
-    fn refuse_acl(&self, name: &[u8]) -> Result<()> {
-        if !self.plan.acl && is_acl(name) {
-            Err(Errno::OPNOTSUPP)
-        } else {
-            Ok(())
-        }
-    }
-}
-
-/// Does an xattr value fit the caller's buffer? 0 asks for the size only.
-fn fit(value: Vec<u8>, size: u32) -> Result<Vec<u8>> {
-    if size != 0 && value.len() > size as usize {
-        Err(Errno::RANGE)
-    } else {
-        Ok(value)
-    }
-}
-
-/// Sends an xattr value, or its size when that was asked for.
-fn send_xattr(reply: ReplyXattr, value: &[u8], size: u32) {
-    if size == 0 {
-        // The kernel limits a value to 64 KiB (XATTR_SIZE_MAX).
-        reply.size(value.len() as u32);
-    } else {
-        reply.data(value);
     }
 }

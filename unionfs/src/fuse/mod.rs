@@ -17,8 +17,10 @@ pub mod fusermount;
 pub mod idmap;
 pub mod mount;
 pub mod notify;
+mod opens;
 pub mod plan;
 pub mod session;
+mod xattr;
 
 pub use mount::{MountRequest, Mounted, check_mountpoint, mount, mount_detached, unmount};
 pub use plan::IoPlan;

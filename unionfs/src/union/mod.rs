@@ -51,6 +51,8 @@ impl Union {
     pub fn open_node(&self, node: NodeId, flags: i32) -> Result<Opened> { Err(Errno::NOSYS) }
     /// RELEASE of one [`Self::open_node`] or [`Self::create`].
     pub fn release(&self, node: NodeId) {}
+    /// The descriptor behind a node whose [`Opened::passthrough`] is true, to be registered with the kernel.
+    pub fn passthrough_fd(&self, node: NodeId) -> Result<std::sync::Arc<std::os::fd::OwnedFd>> { Err(Errno::NOSYS) }
     /// READ into `buf`; returns the bytes read (short only at the end of the file).
     pub fn read(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize> { Err(Errno::NOSYS) }
     /// WRITE. Copies up first if needed. `append`: the file was opened O_APPEND (the kernel already chose the offset).
