@@ -15,6 +15,7 @@
 //! No lock is held while data is copied, and none while the kernel is notified.
 
 pub mod branch;
+pub mod daemon;
 pub mod errno;
 pub mod fuse;
 pub mod ino;
@@ -24,6 +25,7 @@ pub mod setup;
 pub mod spec;
 pub mod stack;
 pub mod sys;
+pub mod stats;
 pub mod types;
 pub mod union;
 pub mod whiteout;

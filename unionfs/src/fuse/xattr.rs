@@ -1,0 +1,59 @@
+//! Extended attributes: sizes, and ACLs that are switched off.
+
+use super::adapter::Adapter;
+use super::idmap::is_acl;
+use crate::errno::{Errno, Result};
+use crate::types::NodeId;
+use fuser::ReplyXattr;
+
+impl Adapter {
+    /// The value of an xattr as users of the mount see it.
+    pub(super) fn get_xattr(&self, node: NodeId, name: &[u8], size: u32) -> Result<Vec<u8>> {
+        self.refuse_acl(name)?;
+        let mut value = self.union.getxattr(node, name)?;
+        self.ids.xattr_to_wire(name, &mut value);
+        fit(value, size)
+    }
+
+    /// Sets an xattr, its ids translated.
+    pub(super) fn set_xattr(
+        &self,
+        node: NodeId,
+        name: &[u8],
+        value: &[u8],
+        flags: i32,
+    ) -> Result<()> {
+        self.refuse_acl(name)?;
+        let mapped = self.ids.xattr_to_branch(name, value)?;
+        self.union
+            .setxattr(node, name, mapped.as_deref().unwrap_or(value), flags)
+    }
+
+    /// With `noacl`, POSIX ACLs are neither shown nor taken.
+    pub(super) fn refuse_acl(&self, name: &[u8]) -> Result<()> {
+        if !self.plan.acl && is_acl(name) {
+            Err(Errno::OPNOTSUPP)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Does a value fit the caller's buffer? 0 asks for the size only.
+pub(super) fn fit(value: Vec<u8>, size: u32) -> Result<Vec<u8>> {
+    if size != 0 && value.len() > size as usize {
+        Err(Errno::RANGE)
+    } else {
+        Ok(value)
+    }
+}
+
+/// Sends a value, or its size when that was asked for.
+pub(super) fn send(reply: ReplyXattr, value: &[u8], size: u32) {
+    if size == 0 {
+        // The kernel limits a value to 64 KiB (XATTR_SIZE_MAX).
+        reply.size(value.len() as u32);
+    } else {
+        reply.data(value);
+    }
+}

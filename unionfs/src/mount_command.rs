@@ -1,0 +1,119 @@
+//! The mount command: from a parsed request to a served mount and its end.
+
+use anyhow::Context;
+use log::LevelFilter;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use unionfs::daemon::{self, Process, Readiness, logger, signals};
+use unionfs::fuse::{
+    IoPlan, MountRequest, Mounted, ServeConfig, check_mountpoint, mount, plan, serve,
+};
+use unionfs::spec::MountSpec;
+use unionfs::union::Union;
+
+/// A mount as asked for on the command line.
+pub struct MountJob {
+    /// The union.
+    pub spec: MountSpec,
+    /// Where.
+    pub mountpoint: PathBuf,
+    /// Label in mount(8).
+    pub source: OsString,
+    /// `fuse.SUBTYPE` in mount(8).
+    pub subtype: String,
+    /// `-f`: stay in the foreground.
+    pub foreground: bool,
+    /// `-d`: debug log on standard error.
+    pub debug: bool,
+}
+
+/// Mounts and, in the daemon or in the foreground, serves until the mount is gone. Returns the
+/// exit code.
+///
+/// # Errors
+/// Whatever keeps the union from being mounted; nothing stays mounted then.
+pub fn run(mut job: MountJob) -> anyhow::Result<u8> {
+    let level = match (job.debug, job.foreground) {
+        (true, _) => LevelFilter::Debug,
+        (false, true) => LevelFilter::Info,
+        (false, false) => LevelFilter::Warn,
+    };
+    logger::init(level);
+    check_mountpoint(&job.mountpoint)?;
+    // The daemon changes directory, so nothing may stay relative.
+    job.mountpoint = std::fs::canonicalize(&job.mountpoint)
+        .with_context(|| format!("{}", job.mountpoint.display()))?;
+    for branch in &mut job.spec.branches {
+        branch.path = std::path::absolute(&branch.path)?;
+        branch.workdir = branch
+            .workdir
+            .as_deref()
+            .map(std::path::absolute)
+            .transpose()?;
+    }
+    let plan = IoPlan::choose(&job.spec, plan::may_passthrough())?;
+    for warning in job.spec.warnings.iter().chain(&plan.warnings) {
+        log::warn!("{warning}");
+    }
+    if job.foreground {
+        return mount_and_serve(job, plan, None);
+    }
+    match daemon::background().context("cannot go to the background")? {
+        Process::Command(code) => Ok(code),
+        Process::Daemon(readiness) => mount_and_serve(job, plan, Some(readiness)),
+    }
+}
+
+/// Opens the branches, mounts, serves.
+fn mount_and_serve(
+    job: MountJob,
+    plan: IoPlan,
+    readiness: Option<Readiness>,
+) -> anyhow::Result<u8> {
+    // Before mounting, so that branches at, above or below the mount point are not covered by it.
+    let union = Arc::new(Union::open(&job.spec)?);
+    // From here on a signal must not leave a mount without a server.
+    signals::block().context("cannot block signals")?;
+    let Mounted {
+        device,
+        handle,
+        warnings,
+    } = mount(&MountRequest {
+        mountpoint: job.mountpoint,
+        source: job.source,
+        subtype: job.subtype,
+        flags: job.spec.mount,
+        read_only: union.read_only(),
+    })?;
+    for warning in warnings {
+        log::warn!("{warning}");
+    }
+    let mut config = ServeConfig::new(plan);
+    if let Some(threads) = job.spec.options.threads {
+        config.threads = threads;
+    }
+    let keep_stderr = job.debug;
+    config.on_ready = readiness.map(|readiness| -> unionfs::fuse::session::ReadyHook {
+        Box::new(move |_| announce(readiness, keep_stderr))
+    });
+    signals::watch(handle.clone(), Arc::clone(&config.stats))
+        .context("cannot start the signal thread")?;
+    serve(union, device, config).map(|_| 0).map_err(|error| {
+        // Nothing answers there any more: do not leave a dead mount behind.
+        if let Err(error) = handle.unmount(true) {
+            log::debug!("{error}");
+        }
+        error.into()
+    })
+}
+
+/// Leaves the terminal and lets the command return.
+fn announce(readiness: Readiness, keep_stderr: bool) {
+    if !keep_stderr {
+        logger::use_syslog();
+    }
+    if let Err(error) = readiness.announce(keep_stderr) {
+        log::error!("cannot leave the terminal: {error}");
+    }
+}
