@@ -39,8 +39,17 @@ fn parse() -> anyhow::Result<MountJob> {
                         Some(("br", list)) => {
                             for item in list.split(':') {
                                 let (path, perm) = item.split_once('=').unwrap_or((item, "ro"));
-                                let perm = if perm == "rw" { BranchPerm::RW } else { BranchPerm::RO };
-                                spec.branches.push(BranchSpec { path: path.into(), perm, format: None, workdir: None });
+                                let perm = if perm == "rw" {
+                                    BranchPerm::RW
+                                } else {
+                                    BranchPerm::RO
+                                };
+                                spec.branches.push(BranchSpec {
+                                    path: path.into(),
+                                    perm,
+                                    format: None,
+                                    workdir: None,
+                                });
                             }
                         }
                         _ if option == "udba=none" => spec.options.udba = unionfs::spec::Udba::None,
@@ -52,5 +61,12 @@ fn parse() -> anyhow::Result<MountJob> {
         }
     }
     let mountpoint = mountpoint.ok_or_else(|| anyhow::anyhow!("MOUNTPOINT: missing"))?;
-    Ok(MountJob { spec, mountpoint, source: "uaufs".into(), subtype: "uaufs".into(), foreground, debug })
+    Ok(MountJob {
+        spec,
+        mountpoint,
+        source: "uaufs".into(),
+        subtype: "uaufs".into(),
+        foreground,
+        debug,
+    })
 }

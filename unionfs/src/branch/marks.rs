@@ -133,7 +133,7 @@ impl Branch {
             }
         }
         if self.format == Format::Overlay {
-            let target = xattr::Target::fd(dir.as_fd());
+            let target = xattr::Target::dir(dir.as_fd());
             for name in [TRUSTED_OPAQUE, USER_OPAQUE, FO_OPAQUE] {
                 match target.get(name) {
                     Ok(value) if value == b"y" => return Ok(true),
@@ -157,7 +157,7 @@ impl Branch {
 
     /// The overlay format's mark, which does not lie in the directory. False = not possible here.
     pub fn set_opaque_attribute(&self, dir: &OwnedFd) -> bool {
-        let target = xattr::Target::fd(dir.as_fd());
+        let target = xattr::Target::dir(dir.as_fd());
         // Root's attribute first; a user namespace may only write the other.
         target.set(TRUSTED_OPAQUE, b"y", 0).is_ok() || target.set(USER_OPAQUE, b"y", 0).is_ok()
     }

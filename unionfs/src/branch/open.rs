@@ -34,6 +34,14 @@ fn path_error(path: &Path, errno: Errno, what: &str) -> SetupError {
     }
 }
 
+fn io_error(path: &Path, err: &std::io::Error) -> SetupError {
+    path_error(
+        path,
+        Errno::from_io_error(err).unwrap_or(Errno::IO),
+        "cannot open the branch",
+    )
+}
+
 fn open_path(path: &Path, role: &str) -> Result<OwnedFd, SetupError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat(CWD, path, flags, Mode::empty()).map_err(|errno| {
@@ -147,6 +155,21 @@ fn open_one(
     };
     let format = c.spec.format.unwrap_or(default);
     let writable = c.spec.perm.writable();
+    // A rename cannot cross from one mount to another, not even to a clone: a branch whose work
+    // directory lies elsewhere is used through the mount that both are on.
+    let (root, is_clone) = match &c.spec.workdir {
+        None => match private_clone(&c.fd, !writable) {
+            Ok(tree) => (tree, true),
+            Err(_) => (
+                c.fd.try_clone().map_err(|e| io_error(&c.spec.path, &e))?,
+                false,
+            ),
+        },
+        Some(_) => (
+            c.fd.try_clone().map_err(|e| io_error(&c.spec.path, &e))?,
+            false,
+        ),
+    };
     let mut recovered = Recovered::default();
     let mut store = None;
     if writable {
@@ -154,14 +177,10 @@ fn open_one(
             Some(path) => Some(open_work(path, &c)?),
             None => None,
         };
-        let opened = Store::open(c.fd.as_fd(), work.as_ref().map(|w| w.as_fd()), format);
+        let opened = Store::open(root.as_fd(), work.as_ref().map(|w| w.as_fd()), format);
         let (s, r) = opened.map_err(|errno| store_error(&c, errno))?;
         (store, recovered) = (Some(s), r);
     }
-    let (root, is_clone) = match private_clone(&c.fd, !writable) {
-        Ok(tree) => (tree, true),
-        Err(_) => (c.fd, false),
-    };
     let stat = stat_fd(&root).map_err(|e| path_error(&c.spec.path, e, "cannot stat the branch"))?;
     let branch = Branch {
         id,

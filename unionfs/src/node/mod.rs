@@ -11,7 +11,7 @@ pub use fds::FdCache;
 pub use index::{Index, Present};
 pub use table::NodeTable;
 
-use crate::sys::{Loc, Name};
+use crate::sys::Name;
 use crate::types::{BranchId, Kind, NodeId};
 use parking_lot::RwLock;
 use rustix::fd::OwnedFd;
@@ -191,9 +191,4 @@ impl Node {
             Some(node)
         })
     }
-}
-
-/// A pinned place as a [`Loc`].
-pub fn pinned(fd: &Arc<OwnedFd>) -> Loc {
-    Loc::Fd(fd.clone())
 }

@@ -123,6 +123,11 @@ impl Loc {
         Self::Name(dir, Name::from_slice(name))
     }
 
+    /// A directory itself, by a descriptor of it that may be an `O_PATH` one.
+    pub fn dir(fd: Arc<OwnedFd>) -> Self {
+        Self::at(fd, b".")
+    }
+
     /// stat, without following a symbolic link.
     pub fn stat(&self) -> Result<RealStat> {
         match self {
@@ -261,7 +266,7 @@ impl Loc {
                 let name = CString::new(&**name).map_err(|_| Errno::INVAL)?;
                 f(xattr::Target::at(dir.as_fd(), &name))
             }
-            Self::Fd(fd) => f(xattr::Target::fd(fd.as_fd())),
+            Self::Fd(fd) => f(xattr::Target::fd(fd.as_fd())?),
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::errno::{Errno, Result};
 use crate::sys::creds;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::fs::XattrFlags;
+use std::borrow::Cow;
 use std::ffi::{CStr, CString};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -29,11 +30,12 @@ struct XattrArgs {
 /// Set once the kernel answered ENOSYS.
 static OLD_KERNEL: AtomicBool = AtomicBool::new(false);
 
-/// A file named by a directory and one component, or (empty name) by its own descriptor.
-#[derive(Clone, Copy)]
+/// A file named by a directory and one component.
 pub struct Target<'a> {
     dir: BorrowedFd<'a>,
-    name: &'a CStr,
+    name: Cow<'a, CStr>,
+    /// The name is a magic link of `/proc/self/fd`, which stands for the file itself.
+    follow: bool,
 }
 
 fn c_name(name: &[u8]) -> Result<CString> {
@@ -58,34 +60,43 @@ fn new_kernel() -> bool {
 impl<'a> Target<'a> {
     /// `name` in `dir`.
     pub fn at(dir: BorrowedFd<'a>, name: &'a CStr) -> Self {
-        Self { dir, name }
+        Self {
+            dir,
+            name: Cow::Borrowed(name),
+            follow: false,
+        }
     }
 
-    /// The file behind a descriptor, which may be an `O_PATH` one.
-    pub fn fd(fd: BorrowedFd<'a>) -> Self {
-        Self { dir: fd, name: c"" }
+    /// A directory by its own descriptor, which may be an `O_PATH` one.
+    pub fn dir(fd: BorrowedFd<'a>) -> Self {
+        Self::at(fd, c".")
+    }
+
+    /// Any file by its own descriptor. The xattr calls refuse `O_PATH` descriptors, so this goes
+    /// through the descriptor's magic link.
+    pub fn fd(fd: BorrowedFd<'a>) -> Result<Self> {
+        let name = c_name(fd.as_raw_fd().to_string().as_bytes())?;
+        Ok(Self {
+            dir: crate::sys::loc::proc_self_fd()?,
+            name: Cow::Owned(name),
+            follow: true,
+        })
     }
 
     fn flags(&self) -> libc::c_int {
-        libc::AT_SYMLINK_NOFOLLOW
-            | if self.name.is_empty() {
-                libc::AT_EMPTY_PATH
-            } else {
-                0
-            }
+        if self.follow {
+            0
+        } else {
+            libc::AT_SYMLINK_NOFOLLOW
+        }
     }
 
     /// Runs `f` with a path that names the target relative to this thread's working directory.
     fn relative<T>(&self, f: impl FnOnce(&CStr) -> Result<T>) -> Result<T> {
         creds::private_cwd()?;
-        if self.name.is_empty() {
-            let proc = crate::sys::loc::proc_self_fd()?;
-            rustix::process::fchdir(proc)?;
-            return f(&c_name(self.dir.as_raw_fd().to_string().as_bytes())?);
-        }
         // An O_PATH descriptor of a directory is enough for fchdir.
         rustix::process::fchdir(self.dir)?;
-        f(self.name)
+        f(&self.name)
     }
 
     /// Reads one attribute into `buf`; an empty buffer asks for the size.
@@ -113,9 +124,7 @@ impl<'a> Target<'a> {
                 return ret;
             }
         }
-        // Through /proc/self/fd the last component is the magic link itself: follow it.
-        let follow = self.name.is_empty();
-        self.relative(|path| match (follow, buf.is_empty()) {
+        self.relative(|path| match (self.follow, buf.is_empty()) {
             (false, true) => rustix::fs::lgetxattr_query(path, attr),
             (true, true) => rustix::fs::getxattr_query(path, attr),
             (false, false) => rustix::fs::lgetxattr(path, attr, buf),
@@ -146,8 +155,7 @@ impl<'a> Target<'a> {
                 return ret;
             }
         }
-        let follow = self.name.is_empty();
-        self.relative(|path| match (follow, buf.is_empty()) {
+        self.relative(|path| match (self.follow, buf.is_empty()) {
             (false, true) => rustix::fs::llistxattr_query(path),
             (true, true) => rustix::fs::listxattr_query(path),
             (false, false) => rustix::fs::llistxattr(path, buf),
@@ -186,7 +194,7 @@ impl<'a> Target<'a> {
             }
         }
         let flags = XattrFlags::from_bits_retain(flags);
-        self.relative(|path| match self.name.is_empty() {
+        self.relative(|path| match self.follow {
             false => rustix::fs::lsetxattr(path, &attr, value, flags),
             true => rustix::fs::setxattr(path, &attr, value, flags),
         })
@@ -210,7 +218,7 @@ impl<'a> Target<'a> {
                 return ret.map(|_| ());
             }
         }
-        self.relative(|path| match self.name.is_empty() {
+        self.relative(|path| match self.follow {
             false => rustix::fs::lremovexattr(path, &attr),
             true => rustix::fs::removexattr(path, &attr),
         })

@@ -526,7 +526,7 @@ fn parent_on(stack: &crate::stack::Stack, parent: &Node) -> SmallVec<[bool; 16]>
 
 /// What a copy-up does to its parent directory is no change that users made: the times stay.
 fn keep_times(dir: &Arc<OwnedFd>, before: &RealStat) {
-    let loc = Loc::Fd(dir.clone());
+    let loc = Loc::dir(dir.clone());
     if let Err(err) = loc.set_times(
         Some(SetTime::At(before.atime)),
         Some(SetTime::At(before.mtime)),

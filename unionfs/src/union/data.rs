@@ -3,7 +3,6 @@
 use super::Union;
 use crate::errno::{Errno, Result};
 use crate::node::Node;
-use crate::sys::Loc;
 use crate::sys::copy::{read_full, write_all};
 use crate::sys::stat::stat_fd;
 use crate::types::*;
@@ -76,8 +75,7 @@ impl Union {
             Kind::File => self.data_fd(&node)?,
             Kind::Dir => {
                 let (_, loc) = self.place_locked(&node)?;
-                let Loc::Fd(dir) = loc else { return Ok(()) };
-                Arc::new(Loc::at(dir, b".").open(OFlags::RDONLY | OFlags::DIRECTORY)?)
+                Arc::new(loc.open(OFlags::RDONLY | OFlags::DIRECTORY)?)
             }
             _ => return Ok(()),
         };

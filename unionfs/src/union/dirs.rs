@@ -129,7 +129,7 @@ impl Union {
             let layers = node.layers();
             let top = layers.first().ok_or(Errno::STALE)?;
             if !top.sealed {
-                return Ok((branch, Loc::Fd(self.dir_fd(node, top)?)));
+                return Ok((branch, Loc::dir(self.dir_fd(node, top)?)));
             }
         }
         let loc = self.loc_of(node, &home, &branch)?;

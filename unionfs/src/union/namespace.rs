@@ -95,8 +95,9 @@ impl Union {
                 continue;
             }
             let branch = self.branch(layer.branch)?;
-            let fd = Loc::Fd(self.dir_fd(node, layer)?);
-            let listing = self.with_descriptors(|| open_listing(&fd))?;
+            let dir = Loc::dir(self.dir_fd(node, layer)?);
+            let listing =
+                self.with_descriptors(|| dir.open_quietly(OFlags::RDONLY | OFlags::DIRECTORY))?;
             let stat = stat_fd(&listing)?;
             index.stamps.push(Stamp {
                 mtime: stat.mtime,
@@ -249,14 +250,6 @@ fn is_null_device(listing: &OwnedFd, name: &[u8]) -> Result<bool> {
         Ok(stat) => Ok(stat.is_null_device()),
         Err(Errno::NOENT) => Ok(false),
         Err(err) => Err(err),
-    }
-}
-
-fn open_listing(dir: &Loc) -> Result<OwnedFd> {
-    // "." of an O_PATH descriptor: no magic link is needed.
-    match dir {
-        Loc::Fd(fd) => Loc::at(fd.clone(), b".").open_quietly(OFlags::RDONLY | OFlags::DIRECTORY),
-        Loc::Name(..) => dir.open_quietly(OFlags::RDONLY | OFlags::DIRECTORY),
     }
 }
 

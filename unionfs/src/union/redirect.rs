@@ -100,7 +100,7 @@ impl Union {
     /// Records that the lower parts of the directory `fd` on `branch` are at `path`.
     pub(super) fn set_redirect(&self, branch: &Branch, fd: &OwnedFd, path: &[u8]) -> Result<()> {
         if branch.format == Format::Overlay {
-            let target = xattr::Target::fd(fd.as_fd());
+            let target = xattr::Target::dir(fd.as_fd());
             let mut value = b"/".to_vec();
             value.extend_from_slice(path);
             return match target.set(TRUSTED_REDIRECT, &value, 0) {
@@ -197,7 +197,7 @@ fn step_down(
 }
 
 fn overlay_redirect(fd: &OwnedFd) -> Result<Option<Arc<[u8]>>> {
-    let target = xattr::Target::fd(fd.as_fd());
+    let target = xattr::Target::dir(fd.as_fd());
     for name in [TRUSTED_REDIRECT, USER_REDIRECT] {
         match target.get(name) {
             // Absolute within the layers. A bare name (a rename within one directory) is never
