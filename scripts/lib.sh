@@ -2,6 +2,9 @@
 # Shared by the scripts: where things are, missing packages, outside tools, a work directory that is always cleaned up.
 # It is sourced, never run.
 set -euo pipefail
+# No script may end without a word.
+set -E
+trap 'printf "%s: line %s: %s failed\n" "$0" "$LINENO" "$BASH_COMMAND" >&2' ERR
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # Outside tools and the Debian tree are kept here between runs.

@@ -19,19 +19,18 @@ opstream_case() {
     local label="opstream $1 seed $2" top=$WORK/shape first
     shape_new "$1"
     mkdir "$top/native"
-    "$TOOLS/opstream" "$top/native" --seed "$((1000 + $2))" --count 1500 --log /dev/null
+    "$TOOLS/opstream" "$top/native" --seed "$((1000 + $2))" --count 1000
     opstream_branches "$1" "$top"
     "$TREECMP" snapshot "$top/cut/layers" -o "$WORK/before"
     shape_up
-    "$TOOLS/opstream" "$top/native" --seed "$2" --count "${OPSTREAM_COUNT:-1500}" --log "$WORK/native.log"
-    if ! timeout -k 5 120 "$TOOLS/opstream" "$UNION" --seed "$2" --count "${OPSTREAM_COUNT:-1500}" \
-        --log "$WORK/union.log" 2>"$WORK/error"; then
+    "$TOOLS/opstream" "$top/native" --seed "$2" --count "${OPSTREAM_COUNT:-1500}" --record "$WORK/stream" --log "$WORK/native.log"
+    if ! timeout -k 5 120 "$TOOLS/opstream" "$UNION" --replay "$WORK/stream" --log "$WORK/union.log" 2>"$WORK/error"; then
         fail "$label: $(tail -n 1 "$WORK/error")"
         return
     fi
-    if ! cmp -s "$WORK/native.log" "$WORK/union.log"; then
-        first=$(diff "$WORK/native.log" "$WORK/union.log" | grep -m 2 '^[<>]' | paste -sd' ' | cut -c1-250)
-        fail "$label: $(diff "$WORK/native.log" "$WORK/union.log" | grep -c '^>') answers differ (< ext4, > union): $first"
+    if ! diff "$WORK/native.log" "$WORK/union.log" >"$WORK/diff"; then
+        first=$(grep '^[<>]' "$WORK/diff" | sed -n '1h;1,/^>/{/^>/{H;x;s/\n/ /;p}}' | cut -c1-300)
+        fail "$label: $(grep -c '^>' "$WORK/diff") answers differ (< ext4, > union): $first"
         return
     fi
     opstream_same "$label" || return 0
