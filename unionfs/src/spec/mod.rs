@@ -1,11 +1,23 @@
 //! What a mount is asked to be: the parsed form of every option, and nothing that does I/O.
 //!
 //! [`aufs`] and [`overlay`] turn the two option grammars into a [`MountSpec`]; the union is built
-//! from it. Source of the grammar: aufs(5); fuse-overlayfs(1); Documentation/filesystems/overlayfs.rst.
+//! from it. [`table`] lists the options of both, once, for the parsers, the help text and the
+//! suggestions in error messages.
+//! Source of the grammar: aufs(5); fuse-overlayfs(1); Documentation/filesystems/overlayfs.rst.
 
 pub mod aufs;
 pub mod overlay;
+mod parse;
+mod perm;
+mod setting;
+pub mod table;
+mod text;
+mod value;
 
+pub use parse::Unknown;
+pub use setting::{MountSetting, Setting};
+
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -260,6 +272,8 @@ pub struct Options {
     pub sum: bool,
     /// `dirwh=`: a directory with more whiteouts than this is removed in the background.
     pub dirwh: u32,
+    /// `format=`: on-disk format of writable branches; `None` = the grammar's.
+    pub format: Option<Format>,
     /// `namelen=`: longest name accepted (242 for AUFS, up to 255).
     pub name_max: u16,
     /// `strict`: a whiteout beside a real entry, or one that is no regular file, is EIO (AUFS); else the entry wins.
@@ -284,6 +298,8 @@ pub struct Options {
     pub squash_gid: Option<u32>,
     /// `noacl` clears it.
     pub acl: bool,
+    /// `xattr_permissions=1|2`: owners and modes are kept in an xattr (recorded, not honoured yet).
+    pub xattr_permissions: Option<u8>,
     /// `threads=`: FUSE worker threads; `None` = min(cores, 4).
     pub threads: Option<usize>,
 }
@@ -301,7 +317,10 @@ pub struct MountFlags {
     pub noexec: bool,
     /// `allow_other`; `None` = when possible.
     pub allow_other: Option<bool>,
-    /// SELinux `context=` etc., passed to the kernel as they are.
+    /// `fsname=`: the label shown as source; wins over the one on the command line.
+    pub fsname: Option<OsString>,
+    /// SELinux `context=`, `fscontext=`, `defcontext=`, `rootcontext=`: `key=value`, unquoted. A
+    /// value may contain commas, so it needs quotes in the data of mount(2), but none in fsconfig(2).
     pub context: Vec<String>,
 }
 
@@ -339,6 +358,7 @@ impl Options {
             show_whiteouts: false,
             sum: false,
             dirwh: 3,
+            format: None,
             name_max: if overlay { 255 } else { 242 },
             strict: false,
             volatile: false,
@@ -351,6 +371,7 @@ impl Options {
             squash_uid: None,
             squash_gid: None,
             acl: true,
+            xattr_permissions: None,
             threads: None,
         }
     }

@@ -1,1 +1,345 @@
 //! The overlayfs and fuse-overlayfs option grammar.
+//!
+//! Container engines write it, for a program of which they know no version: an unknown option is a
+//! warning, never an error. Source: fuse-overlayfs(1); Documentation/filesystems/overlayfs.rst.
+
+use std::path::PathBuf;
+
+use super::parse::{refuse, settings, unknown_option};
+use super::table::{self, Action, LayerKey};
+use super::text::{self, Token};
+use super::{BranchPerm, BranchSpec, Format, Grammar, MountFlags, MountSpec, Options};
+use crate::setup::SetupError;
+
+/// The directories of the union. An option given twice counts the last time.
+#[derive(Default)]
+struct Layers {
+    lower: Vec<PathBuf>,
+    upper: Option<PathBuf>,
+    work: Option<PathBuf>,
+}
+
+/// The union that the options of a mount ask for.
+pub(super) fn mount_spec(tokens: &[Token<'_>]) -> Result<MountSpec, SetupError> {
+    let mut layers = Layers::default();
+    let mut options = Options::defaults(Grammar::Overlay);
+    let mut mount = MountFlags::default();
+    let mut warnings = Vec::new();
+    for token in tokens {
+        match table::lookup(Grammar::Overlay, &token.name()) {
+            Some(def) => match def.action {
+                Action::Layer(key) => layers.add(key, token, &def.usage())?,
+                _ => {
+                    for setting in settings(def, token, &mut warnings)? {
+                        setting.apply(&mut options, &mut mount);
+                    }
+                }
+            },
+            // Part of the union would be missing without it: not to be passed over.
+            None if names_branch(token) => return Err(unknown_option(Grammar::Overlay, token)),
+            None => {
+                warnings.push(format!(
+                    "unknown argument ignored: {}",
+                    text::shown(token.raw)
+                ));
+            }
+        }
+    }
+    if layers.upper.is_none() {
+        mount.read_only = true;
+        if layers.work.take().is_some() {
+            warnings.push("workdir: no effect: there is no upperdir to work for".to_owned());
+        }
+    }
+    let branches = layers.branches(options.format)?;
+    Ok(MountSpec {
+        grammar: Grammar::Overlay,
+        branches,
+        options,
+        mount,
+        warnings,
+    })
+}
+
+/// Is it an option of the AUFS grammar that names branches?
+fn names_branch(token: &Token<'_>) -> bool {
+    table::lookup(Grammar::Aufs, &token.name())
+        .is_some_and(|def| matches!(def.action, Action::Branch(_)))
+}
+
+impl Layers {
+    fn add(&mut self, key: LayerKey, token: &Token<'_>, usage: &str) -> Result<(), SetupError> {
+        if token.separator != Some(b'=') || token.value.is_empty() {
+            return Err(refuse(
+                token.raw,
+                "names no directory",
+                format!("`{usage}`"),
+            ));
+        }
+        match key {
+            LayerKey::Lower => self.lower = lower_layers(token)?,
+            LayerKey::LowerOne => self.lower.push(text::path(token.value)),
+            LayerKey::Upper => self.upper = Some(text::path(token.value)),
+            LayerKey::Work => self.work = Some(text::path(token.value)),
+        }
+        Ok(())
+    }
+
+    fn branches(self, format: Option<Format>) -> Result<Vec<BranchSpec>, SetupError> {
+        if self.lower.is_empty() {
+            return Err(refuse(
+                b"lowerdir",
+                "no lower layer is given",
+                "lowerdir=A[:B...]",
+            ));
+        }
+        if let (Some(upper), None) = (&self.upper, &self.work) {
+            let what = format!("upperdir={}", upper.display());
+            return Err(refuse(
+                what.as_bytes(),
+                "workdir is missing",
+                "workdir=W, an empty directory on the filesystem of upperdir",
+            ));
+        }
+        let upper = self.upper.map(|path| BranchSpec {
+            path,
+            perm: BranchPerm::RW,
+            format: Some(format.unwrap_or(Format::Overlay)),
+            workdir: self.work,
+        });
+        let lower = self.lower.into_iter().map(|path| BranchSpec {
+            path,
+            perm: BranchPerm::RO_WH,
+            format: Some(Format::Overlay),
+            workdir: None,
+        });
+        Ok(upper.into_iter().chain(lower).collect())
+    }
+}
+
+/// The layers of `lowerdir=A:B`. Colons at the ends are tolerated; one too many in between would be
+/// overlayfs's mark of data-only layers, which must not be merged as if they were ordinary ones.
+fn lower_layers(token: &Token<'_>) -> Result<Vec<PathBuf>, SetupError> {
+    let parts = text::split(token.value, b':');
+    let named = |part: &&[u8]| !part.is_empty();
+    let (Some(first), Some(last)) = (parts.iter().position(named), parts.iter().rposition(named))
+    else {
+        return Err(refuse(token.raw, "names no directory", "lowerdir=A[:B...]"));
+    };
+    let parts = &parts[first..=last];
+    if !parts.iter().all(named) {
+        return Err(refuse(
+            token.raw,
+            "`::` is not supported",
+            "one colon between layers; there are no data-only layers",
+        ));
+    }
+    Ok(parts.iter().map(|part| text::path(part)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{IdMap, IdRange, Udba};
+    use proptest::prelude::*;
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+    use std::time::Duration;
+
+    const LAYERS: &str = "lowerdir=/a:/b,upperdir=/u,workdir=/w";
+
+    fn parse(options: &[&str]) -> Result<MountSpec, String> {
+        let options: Vec<OsString> = options.iter().map(OsString::from).collect();
+        MountSpec::parse(&options).map_err(|error| error.to_string())
+    }
+
+    fn with(options: &str) -> MountSpec {
+        parse(&[LAYERS, options]).unwrap()
+    }
+
+    fn paths(spec: &MountSpec) -> Vec<&str> {
+        spec.branches
+            .iter()
+            .map(|branch| branch.path.to_str().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn upper_is_the_writable_top() {
+        let spec = parse(&[LAYERS]).unwrap();
+        assert_eq!(paths(&spec), ["/u", "/a", "/b"]);
+        let [upper, lower, _] = &spec.branches[..] else {
+            panic!("{spec:?}")
+        };
+        assert_eq!(
+            (upper.perm, upper.format),
+            (BranchPerm::RW, Some(Format::Overlay))
+        );
+        assert_eq!(upper.workdir.as_deref(), Some("/w".as_ref()));
+        assert_eq!(
+            (lower.perm, lower.format),
+            (BranchPerm::RO_WH, Some(Format::Overlay))
+        );
+        assert_eq!(spec.options, Options::defaults(Grammar::Overlay));
+        assert_eq!(spec.mount, MountFlags::default());
+        assert!(spec.warnings.is_empty());
+    }
+
+    #[test]
+    fn without_upper_the_mount_is_readonly() {
+        let spec = parse(&["lowerdir=/a:/b,private"]).unwrap();
+        assert!(spec.mount.read_only && spec.branches.iter().all(|branch| !branch.perm.writable()));
+        let spec = parse(&["lowerdir=/a,workdir=/w"]).unwrap();
+        assert_eq!(
+            spec.warnings,
+            ["workdir: no effect: there is no upperdir to work for"]
+        );
+    }
+
+    #[test]
+    fn several_options_and_escapes_as_engines_write_them() {
+        let spec = parse(&[
+            r"workdir=/w\,1",
+            "upperdir=/u",
+            r"lowerdir=/a\:b:/l/X/../diff1",
+            "dev,suid",
+        ]);
+        assert_eq!(paths(&spec.unwrap()), ["/u", "/a:b", "/l/X/../diff1"]);
+        assert_eq!(
+            paths(&parse(&["lowerdir+=/a,lowerdir+=/b:c"]).unwrap()),
+            ["/a", "/b:c"]
+        );
+        assert_eq!(paths(&parse(&["lowerdir=:/a:/b:"]).unwrap()), ["/a", "/b"]);
+        let label = with("context=\"u:o:t:s0:c1,c2\",volatile");
+        assert_eq!(label.mount.context, ["context=u:o:t:s0:c1,c2"]);
+        assert!(label.options.volatile);
+    }
+
+    #[test]
+    fn options_of_engines_take_effect() {
+        let options = with(
+            "uidmapping=:0:1000:1:1:100000:65536,gidmapping=0:5:1,squash_to_uid=1,squash_to_gid=2,\
+             timeout=0.5,fsync=0,noacl,writeback=1,threaded=0,redirect_dir=off",
+        );
+        assert!(options.warnings.is_empty(), "{:?}", options.warnings);
+        let options = options.options;
+        assert_eq!(
+            options.uid_map.0[1],
+            IdRange {
+                inside: 1,
+                outside: 100_000,
+                count: 65536
+            }
+        );
+        assert_eq!(
+            options.gid_map,
+            IdMap(vec![IdRange {
+                inside: 0,
+                outside: 5,
+                count: 1
+            }])
+        );
+        assert_eq!((options.squash_uid, options.squash_gid), (Some(1), Some(2)));
+        assert_eq!(options.timeout, Some(Duration::from_millis(500)));
+        assert!(options.volatile && !options.acl && options.writeback && !options.dir_rename);
+        assert_eq!(options.threads, Some(1));
+        assert_eq!(with("squash_to_root").options.squash_gid, Some(0));
+        assert_eq!(
+            with("udba=reval:2,io=cache").options.udba,
+            Udba::Reval(Duration::from_secs(2))
+        );
+        assert_eq!(with("format=aufs").branches[0].format, Some(Format::Aufs));
+    }
+
+    #[test]
+    fn what_has_no_effect_is_told() {
+        for silent in [
+            "xino=on",
+            "metacopy=off",
+            "index=off",
+            "noatime",
+            "fast_ino=0",
+            "private",
+            ",",
+        ] {
+            assert!(with(silent).warnings.is_empty(), "{silent}");
+        }
+        for (option, warning) in [
+            (
+                "metacopy=on",
+                "metacopy=on: no effect: copies are always complete",
+            ),
+            (
+                "static_nlink",
+                "static_nlink: no effect: link counts are exact",
+            ),
+            (
+                "noxattrs=1",
+                "noxattrs=1: no effect: extended attributes stay on",
+            ),
+            (
+                "lazytime",
+                "lazytime: no effect: times are those of the branches' files",
+            ),
+            (
+                "xattr_permissions=2",
+                "xattr_permissions=2: no effect yet: owners and modes are those of the files",
+            ),
+            ("foo=1", "unknown argument ignored: foo=1"),
+            ("create:mfs", ""),
+        ] {
+            match parse(&[LAYERS, option]) {
+                Ok(spec) => assert_eq!(spec.warnings, [warning], "{option}"),
+                Err(error) => assert!(warning.is_empty(), "{error}"),
+            }
+        }
+        assert_eq!(
+            with("xattr_permissions=2").options.xattr_permissions,
+            Some(2)
+        );
+    }
+
+    #[test]
+    fn errors_say_what_would_be_right() {
+        for (options, message) in [
+            (
+                "upperdir=/u,workdir=/w",
+                "lowerdir: no lower layer is given (EINVAL): lowerdir=A[:B...]",
+            ),
+            (
+                "lowerdir=/a,upperdir=/u",
+                "upperdir=/u: workdir is missing (EINVAL): workdir=W, an empty directory on the \
+                 filesystem of upperdir",
+            ),
+            (
+                "lowerdir=/a::/b",
+                "lowerdir=/a::/b: `::` is not supported (EINVAL): one colon between layers; there \
+                 are no data-only layers",
+            ),
+            (
+                "lowerdir=",
+                "lowerdir=: names no directory (EINVAL): `lowerdir=A[:B...]`",
+            ),
+            (
+                "lowerdir=/a,timeout=soon",
+                "timeout=soon: `soon` is not a time (EINVAL): seconds, as in 1 or 0.5",
+            ),
+            (
+                "lowerdir=/a,uidmapping=0:1",
+                "uidmapping=0:1: 2 numbers are no map (EINVAL): \
+                 INSIDE:OUTSIDE:COUNT[:INSIDE:OUTSIDE:COUNT...]",
+            ),
+        ] {
+            assert_eq!(parse(&[options]).unwrap_err(), message);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_options_never_panic(mut tail: Vec<u8>) {
+            let mut option = b"lowerdir=/a,".to_vec();
+            option.append(&mut tail);
+            let _ = MountSpec::parse(&[OsString::from_vec(option)]);
+        }
+    }
+}
