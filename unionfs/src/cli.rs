@@ -1,0 +1,585 @@
+//! The command line: what was asked, as a [`Command`]; nothing is done here.
+//!
+//! The name the program is called by decides who is speaking: a person (`uaufs`), mount(8) and
+//! umount(8) with their helpers' conventions (`mount.uaufs`, `umount.uaufs`), or a container engine
+//! that believes to call `fuse-overlayfs`.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use unionfs::spec::table;
+
+/// What the program was called as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CalledAs {
+    /// `uaufs`, or any name that is none of the others.
+    Uaufs,
+    /// `mount.uaufs`, `mount.fuse.uaufs`: run by mount(8).
+    MountHelper,
+    /// `umount.uaufs`, `umount.fuse.uaufs`: run by umount(8).
+    UmountHelper,
+    /// `fuse-overlayfs`: run by a container engine.
+    FuseOverlayfs,
+}
+
+/// What is to be done. A new subcommand is a variant here and a function that runs it.
+#[derive(Debug, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// The form without a subcommand, which mounts.
+    #[command(skip)]
+    Mount(MountArgs),
+    /// Unmount a union
+    Umount(UmountArgs),
+}
+
+/// A mount that is asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub struct MountArgs {
+    /// Serve in the foreground.
+    pub foreground: bool,
+    /// Log on stderr what happens.
+    pub debug: bool,
+    /// The `-o` strings, in their order.
+    pub options: Vec<OsString>,
+    /// A label for the mount table.
+    pub source: Option<OsString>,
+    /// Where to mount.
+    pub mountpoint: PathBuf,
+    /// Who is asking; decides messages and defaults.
+    pub called_as: CalledAs,
+    /// `mount -f`: check everything, but do not mount.
+    pub fake: bool,
+    /// `mount -s`: unknown options are warnings.
+    pub sloppy: bool,
+}
+
+/// An unmount that is asked for.
+#[derive(Args, Debug, PartialEq, Eq)]
+pub struct UmountArgs {
+    /// Detach now, clean up when the last user is gone
+    #[arg(short, long)]
+    pub lazy: bool,
+    /// Where the union is mounted
+    #[arg(value_name = "MOUNTPOINT")]
+    pub mountpoint: PathBuf,
+}
+
+/// What came out of the command line.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Parsed {
+    /// Something to run.
+    Run(Command),
+    /// Help or version, to be printed on stdout.
+    Print(String),
+}
+
+/// A command line that makes no sense: one line, without the name of the program.
+#[derive(Debug, PartialEq, Eq)]
+pub struct UsageError(String);
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+impl CalledAs {
+    /// The role that goes with `argv[0]`.
+    pub fn from_argv0(argv0: &OsStr) -> Self {
+        match Path::new(argv0).file_name().and_then(OsStr::to_str) {
+            Some("mount.uaufs" | "mount.fuse.uaufs" | "mount.fuse3.uaufs") => Self::MountHelper,
+            Some("umount.uaufs" | "umount.fuse.uaufs" | "umount.fuse3.uaufs") => Self::UmountHelper,
+            Some("fuse-overlayfs") => Self::FuseOverlayfs,
+            _ => Self::Uaufs,
+        }
+    }
+}
+
+/// Parses the whole command line, `argv[0]` included.
+///
+/// # Errors
+/// [`UsageError`]: an unknown flag, or something missing or superfluous.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, UsageError> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let called_as = args
+        .first()
+        .map_or(CalledAs::Uaufs, |name| CalledAs::from_argv0(name));
+    match called_as {
+        CalledAs::Uaufs => run::<Uaufs>(args),
+        CalledAs::MountHelper => run::<MountHelper>(args),
+        CalledAs::UmountHelper => run::<UmountHelper>(args),
+        CalledAs::FuseOverlayfs => run::<FuseOverlayfs>(args),
+    }
+}
+
+/// A way in which the program is called.
+trait Role: CommandFactory + FromArgMatches {
+    /// The name in messages of clap.
+    const NAME: &'static str;
+
+    fn command_of(self) -> Result<Command, UsageError>;
+}
+
+fn run<R: Role>(args: Vec<OsString>) -> Result<Parsed, UsageError> {
+    let command = R::command()
+        .after_help(format!(
+            "OPTIONS of -o (docs/options.md):\n\n{}",
+            table::help()
+        ))
+        .mut_subcommands(|subcommand| subcommand.version(env!("CARGO_PKG_VERSION")));
+    let parsed = command
+        .try_get_matches_from(args)
+        .and_then(|matches| R::from_arg_matches(&matches));
+    match parsed {
+        Ok(role) => role.command_of().map(Parsed::Run),
+        Err(error) if !error.use_stderr() => Ok(Parsed::Print(error.to_string())),
+        Err(error) => Err(usage_error(R::NAME, &error)),
+    }
+}
+
+/// The error of clap on one line, with what would be right.
+fn usage_error(name: &str, error: &clap::Error) -> UsageError {
+    let help = format!("`{name} --help` shows the usage");
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.clone(),
+        Some(ContextValue::Strings(texts)) => texts.join(" "),
+        _ => String::new(),
+    };
+    let argument = context(ContextKind::InvalidArg);
+    let line = match error.kind() {
+        ErrorKind::MissingRequiredArgument => format!("{argument} is missing: {help}"),
+        ErrorKind::UnknownArgument => format!("{argument}: unknown argument: {help}"),
+        ErrorKind::InvalidValue if context(ContextKind::InvalidValue).is_empty() => {
+            format!("{argument}: the value is missing: {help}")
+        }
+        ErrorKind::TooManyValues => {
+            format!(
+                "{}: one argument too many: {help}",
+                context(ContextKind::InvalidValue)
+            )
+        }
+        ErrorKind::ArgumentConflict => format!("{argument} cannot be given twice: {help}"),
+        _ => {
+            let text = error.to_string();
+            let first = text.lines().next().unwrap_or_default();
+            format!("{}: {help}", first.trim_start_matches("error: "))
+        }
+    };
+    UsageError(
+        line.chars()
+            .map(|c| if c.is_control() { '?' } else { c })
+            .collect(),
+    )
+}
+
+/// A union filesystem in userspace with the semantics of AUFS.
+#[derive(Debug, Parser)]
+#[command(
+    name = "uaufs",
+    version,
+    disable_help_subcommand = true,
+    args_conflicts_with_subcommands = true,
+    override_usage = "uaufs [-f] [-d] [-o OPT[,OPT...]]... [SOURCE] MOUNTPOINT\n       uaufs SUBCOMMAND ..."
+)]
+struct Uaufs {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Serve in the foreground
+    #[arg(short, long)]
+    foreground: bool,
+    /// Log on stderr what happens
+    #[arg(short, long)]
+    debug: bool,
+    /// Mount options, see below
+    #[arg(short, long = "options", value_name = "OPT[,OPT...]")]
+    options: Vec<OsString>,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Source and mount point.
+#[derive(Args, Debug)]
+struct Place {
+    /// A label for the mount table (default "uaufs"), and where to mount
+    #[arg(value_names = ["SOURCE", "MOUNTPOINT"], num_args = 0..=2)]
+    operands: Vec<OsString>,
+}
+
+impl Place {
+    /// The last operand is the mount point, one before it the source.
+    fn split(self, name: &str) -> Result<(Option<OsString>, PathBuf), UsageError> {
+        let mut operands = self.operands;
+        let mountpoint = operands.pop().filter(|mountpoint| !mountpoint.is_empty());
+        let mountpoint = mountpoint.ok_or_else(|| {
+            UsageError(format!(
+                "MOUNTPOINT is missing: `{name} --help` shows the usage"
+            ))
+        })?;
+        Ok((operands.pop(), mountpoint.into()))
+    }
+}
+
+impl Role for Uaufs {
+    const NAME: &'static str = "uaufs";
+
+    fn command_of(self) -> Result<Command, UsageError> {
+        if let Some(command) = self.command {
+            return Ok(command);
+        }
+        let (source, mountpoint) = self.place.split(Self::NAME)?;
+        Ok(Command::Mount(MountArgs {
+            foreground: self.foreground,
+            debug: self.debug,
+            options: self.options,
+            source,
+            mountpoint,
+            called_as: CalledAs::Uaufs,
+            fake: false,
+            sloppy: false,
+        }))
+    }
+}
+
+/// Mounts a union; run by mount(8) for the type uaufs (mount(8), "External helpers").
+#[derive(Debug, Parser)]
+#[command(name = "mount.uaufs", version)]
+struct MountHelper {
+    /// A label for the mount table
+    source: OsString,
+    /// Where to mount
+    mountpoint: PathBuf,
+    /// Tolerate unknown options
+    #[arg(short)]
+    sloppy: bool,
+    /// Check everything, but do not mount
+    #[arg(short)]
+    fake: bool,
+    /// Do not write /etc/mtab (it is never written)
+    #[arg(short)]
+    no_mtab: bool,
+    /// Say more
+    #[arg(short)]
+    verbose: bool,
+    /// Mount options, see below
+    #[arg(short, value_name = "OPT[,OPT...]")]
+    options: Vec<OsString>,
+    /// Type of filesystem, as mount(8) was told
+    #[arg(short, value_name = "TYPE")]
+    types: Option<OsString>,
+}
+
+impl Role for MountHelper {
+    const NAME: &'static str = "mount.uaufs";
+
+    fn command_of(self) -> Result<Command, UsageError> {
+        // The type only chose this helper, and there is no mtab to leave alone.
+        let Self {
+            types: _,
+            no_mtab: _,
+            ..
+        } = self;
+        Ok(Command::Mount(MountArgs {
+            foreground: false,
+            debug: self.verbose,
+            options: self.options,
+            source: Some(self.source).filter(|source| source != "none"),
+            mountpoint: self.mountpoint,
+            called_as: CalledAs::MountHelper,
+            fake: self.fake,
+            sloppy: self.sloppy,
+        }))
+    }
+}
+
+/// Unmounts a union; run by umount(8) for the type uaufs (umount(8), "External helpers").
+#[derive(Debug, Parser)]
+#[command(name = "umount.uaufs", version)]
+struct UmountHelper {
+    /// Where the union is mounted
+    mountpoint: PathBuf,
+    /// Do not write /etc/mtab (it is never written)
+    #[arg(short)]
+    no_mtab: bool,
+    /// Detach now, clean up when the last user is gone
+    #[arg(short)]
+    lazy: bool,
+    /// Say more
+    #[arg(short)]
+    verbose: bool,
+    /// Type of filesystem, as umount(8) was told
+    #[arg(short, value_name = "TYPE")]
+    types: Option<OsString>,
+}
+
+impl Role for UmountHelper {
+    const NAME: &'static str = "umount.uaufs";
+
+    fn command_of(self) -> Result<Command, UsageError> {
+        // As above; and an unmount has nothing to say beyond its errors.
+        let Self {
+            types: _,
+            no_mtab: _,
+            verbose: _,
+            lazy,
+            mountpoint,
+        } = self;
+        Ok(Command::Umount(UmountArgs { lazy, mountpoint }))
+    }
+}
+
+/// What container engines look for: they check for 1.10 or later, and 1.13 is what is matched.
+const FUSE_OVERLAYFS_VERSION: &str =
+    concat!("version 1.13 (uaufs ", env!("CARGO_PKG_VERSION"), ")");
+
+/// A drop-in replacement of fuse-overlayfs (fuse-overlayfs(1)).
+#[derive(Debug, Parser)]
+#[command(name = "fuse-overlayfs:", version = FUSE_OVERLAYFS_VERSION)]
+#[command(override_usage = "fuse-overlayfs [-f] [-d] [-s] -o OPT[,OPT...] [SOURCE] MOUNTPOINT")]
+struct FuseOverlayfs {
+    /// Serve in the foreground
+    #[arg(short)]
+    foreground: bool,
+    /// Log on stderr what happens; implies -f
+    #[arg(short, long)]
+    debug: bool,
+    /// One worker thread
+    #[arg(short)]
+    single: bool,
+    /// Mount options, see below
+    #[arg(short, value_name = "OPT[,OPT...]")]
+    options: Vec<OsString>,
+    #[command(flatten)]
+    place: Place,
+}
+
+impl Role for FuseOverlayfs {
+    const NAME: &'static str = "fuse-overlayfs";
+
+    fn command_of(self) -> Result<Command, UsageError> {
+        let (source, mountpoint) = self.place.split(Self::NAME)?;
+        let mut options = self.options;
+        if self.single {
+            options.push("threads=1".into());
+        }
+        Ok(Command::Mount(MountArgs {
+            foreground: self.foreground || self.debug,
+            debug: self.debug,
+            options,
+            source,
+            mountpoint,
+            called_as: CalledAs::FuseOverlayfs,
+            fake: false,
+            sloppy: false,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::ffi::OsStringExt;
+
+    fn parse_words(words: &[&str]) -> Result<Parsed, String> {
+        parse(words.iter().map(OsString::from)).map_err(|error| error.to_string())
+    }
+
+    fn mount(words: &[&str]) -> MountArgs {
+        match parse_words(words) {
+            Ok(Parsed::Run(Command::Mount(args))) => args,
+            other => panic!("{words:?}: {other:?}"),
+        }
+    }
+
+    fn printed(words: &[&str]) -> String {
+        match parse_words(words) {
+            Ok(Parsed::Print(text)) => text,
+            other => panic!("{words:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn definitions_are_sound() {
+        Uaufs::command().debug_assert();
+        MountHelper::command().debug_assert();
+        UmountHelper::command().debug_assert();
+        FuseOverlayfs::command().debug_assert();
+    }
+
+    #[test]
+    fn a_mount_in_any_order() {
+        let expected = MountArgs {
+            foreground: true,
+            debug: false,
+            options: vec!["br=/a".into(), "ro".into()],
+            source: Some("label".into()),
+            mountpoint: "/mnt".into(),
+            called_as: CalledAs::Uaufs,
+            fake: false,
+            sloppy: false,
+        };
+        for words in [
+            &["uaufs", "-f", "-o", "br=/a", "-o", "ro", "label", "/mnt"][..],
+            &[
+                "/usr/bin/uaufs",
+                "label",
+                "/mnt",
+                "-o",
+                "br=/a",
+                "-fo",
+                "ro",
+            ],
+            &["uaufs", "label", "-obr=/a", "/mnt", "-oro", "-f"],
+        ] {
+            assert_eq!(mount(words), expected);
+        }
+        assert_eq!(mount(&["uaufs", "/mnt"]).source, None);
+    }
+
+    #[test]
+    fn operands_and_options_are_bytes() {
+        let words = [&b"uaufs"[..], b"-o", b"br=/\xff", b"/\xfe"];
+        let words = words.map(|word| OsString::from_vec(word.to_vec()));
+        let Ok(Parsed::Run(Command::Mount(args))) = parse(words.clone()) else {
+            panic!()
+        };
+        assert_eq!(args.mountpoint.as_os_str(), &words[3]);
+        assert_eq!(args.options, [words[2].clone()]);
+    }
+
+    #[test]
+    fn only_an_exact_first_word_is_a_subcommand() {
+        let umount = |lazy| {
+            Ok(Parsed::Run(Command::Umount(UmountArgs {
+                lazy,
+                mountpoint: "/mnt".into(),
+            })))
+        };
+        assert_eq!(parse_words(&["uaufs", "umount", "/mnt"]), umount(false));
+        assert_eq!(
+            parse_words(&["uaufs", "umount", "-l", "/mnt"]),
+            umount(true)
+        );
+        for word in ["./umount", "umoun", "help"] {
+            assert_eq!(mount(&["uaufs", word]).mountpoint, Path::new(word));
+        }
+        assert_eq!(
+            mount(&["uaufs", "-f", "umount"]).mountpoint,
+            Path::new("umount")
+        );
+        assert_eq!(
+            mount(&["uaufs", "x", "umount"]).mountpoint,
+            Path::new("umount")
+        );
+    }
+
+    #[test]
+    fn helpers_follow_mount_and_umount() {
+        let args = mount(&[
+            "/sbin/mount.fuse.uaufs",
+            "none",
+            "/mnt",
+            "-sfnv",
+            "-o",
+            "rw",
+            "-t",
+            "x",
+        ]);
+        assert!(args.fake && args.sloppy && args.debug && !args.foreground);
+        assert_eq!((args.source, args.called_as), (None, CalledAs::MountHelper));
+        assert_eq!(
+            mount(&["mount.uaufs", "a", "/mnt"]).source,
+            Some("a".into())
+        );
+        assert_eq!(
+            parse_words(&["umount.uaufs", "/mnt", "-l", "-n"]),
+            Ok(Parsed::Run(Command::Umount(UmountArgs {
+                lazy: true,
+                mountpoint: "/mnt".into()
+            })))
+        );
+    }
+
+    #[test]
+    fn engines_find_fuse_overlayfs() {
+        let args = mount(&[
+            "fuse-overlayfs",
+            "-o",
+            "lowerdir=/a",
+            "-d",
+            "-s",
+            "umount",
+            "/mnt",
+        ]);
+        assert_eq!(args.options, ["lowerdir=/a", "threads=1"]);
+        assert_eq!(
+            (args.source, args.called_as),
+            (Some("umount".into()), CalledAs::FuseOverlayfs)
+        );
+        assert!(args.debug && args.foreground);
+        let version = env!("CARGO_PKG_VERSION");
+        let expected = format!("fuse-overlayfs: version 1.13 (uaufs {version})\n");
+        assert_eq!(printed(&["/usr/bin/fuse-overlayfs", "--version"]), expected);
+    }
+
+    #[test]
+    fn help_and_version_are_printed() {
+        let version = env!("CARGO_PKG_VERSION");
+        assert_eq!(
+            printed(&["uaufs", "--version"]),
+            format!("uaufs {version}\n")
+        );
+        let help = printed(&["uaufs", "--help"]);
+        for word in [
+            "umount",
+            "MOUNTPOINT",
+            "udba=none|reval[:SEC]|notify",
+            "lowerdir=A",
+        ] {
+            assert!(help.contains(word), "{word} in {help}");
+        }
+        assert!(printed(&["uaufs", "umount", "--help"]).contains("MOUNTPOINT"));
+        assert!(printed(&["uaufs", "umount", "--version"]).contains(version));
+        assert!(printed(&["mount.uaufs", "-h"]).contains("SOURCE"));
+    }
+
+    #[test]
+    fn errors_are_one_line() {
+        for (words, message) in [
+            (
+                &["uaufs"][..],
+                "MOUNTPOINT is missing: `uaufs --help` shows the usage",
+            ),
+            (
+                &["uaufs", ""],
+                "MOUNTPOINT is missing: `uaufs --help` shows the usage",
+            ),
+            (
+                &["uaufs", "-x", "/m"],
+                "-x: unknown argument: `uaufs --help` shows the usage",
+            ),
+            (
+                &["uaufs", "/m", "-o"],
+                "--options <OPT[,OPT...]>: the value is missing: `uaufs --help` shows the usage",
+            ),
+            (
+                &["uaufs", "a", "b", "c"],
+                "c: one argument too many: `uaufs --help` shows the usage",
+            ),
+            (
+                &["uaufs", "umount"],
+                "<MOUNTPOINT> is missing: `uaufs --help` shows the usage",
+            ),
+            (
+                &["mount.uaufs", "a"],
+                "<MOUNTPOINT> is missing: `mount.uaufs --help` shows the usage",
+            ),
+        ] {
+            assert_eq!(parse_words(words).unwrap_err(), message, "{words:?}");
+        }
+    }
+}
