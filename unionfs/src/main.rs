@@ -1,13 +1,17 @@
 //! `uaufs`: parse, run, exit code.
 
+mod cli;
 mod mount_command;
 
-use mount_command::MountJob;
+use std::io::Write as _;
 use std::process::ExitCode;
-use unionfs::spec::{BranchPerm, BranchSpec, Grammar, MountFlags, MountSpec, Options};
+
+use cli::{CalledAs, Command, MountArgs, Parsed, UmountArgs};
+use mount_command::MountJob;
+use unionfs::spec::{MountSpec, Unknown};
 
 fn main() -> ExitCode {
-    match parse().and_then(mount_command::run) {
+    match parse_and_run() {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("uaufs: {error:#}");
@@ -16,57 +20,45 @@ fn main() -> ExitCode {
     }
 }
 
-/// Stand-in for the command line: `[-f] [-d] -o br=/rw=rw:/ro=ro MOUNTPOINT`.
-fn parse() -> anyhow::Result<MountJob> {
-    let grammar = Grammar::Aufs;
-    let mut spec = MountSpec {
-        grammar,
-        branches: Vec::new(),
-        options: Options::defaults(grammar),
-        mount: MountFlags::default(),
-        warnings: Vec::new(),
-    };
-    let (mut foreground, mut debug, mut mountpoint) = (false, false, None);
-    let mut words = std::env::args_os().skip(1);
-    while let Some(word) = words.next() {
-        match word.to_str() {
-            Some("-f") => foreground = true,
-            Some("-d") => debug = true,
-            Some("-o") => {
-                let options = words.next().unwrap_or_default();
-                for option in options.to_string_lossy().split(',') {
-                    match option.split_once('=') {
-                        Some(("br", list)) => {
-                            for item in list.split(':') {
-                                let (path, perm) = item.split_once('=').unwrap_or((item, "ro"));
-                                let perm = if perm == "rw" {
-                                    BranchPerm::RW
-                                } else {
-                                    BranchPerm::RO
-                                };
-                                spec.branches.push(BranchSpec {
-                                    path: path.into(),
-                                    perm,
-                                    format: None,
-                                    workdir: None,
-                                });
-                            }
-                        }
-                        _ if option == "udba=none" => spec.options.udba = unionfs::spec::Udba::None,
-                        _ => anyhow::bail!("{option}: unknown option"),
-                    }
-                }
-            }
-            _ => mountpoint = Some(word.into()),
+fn parse_and_run() -> anyhow::Result<u8> {
+    match cli::parse(std::env::args_os())? {
+        Parsed::Print(text) => {
+            std::io::stdout().write_all(text.as_bytes())?;
+            Ok(0)
         }
+        Parsed::Run(Command::Mount(args)) => mount(args),
+        Parsed::Run(Command::Umount(args)) => umount(&args),
     }
-    let mountpoint = mountpoint.ok_or_else(|| anyhow::anyhow!("MOUNTPOINT: missing"))?;
-    Ok(MountJob {
+}
+
+fn mount(args: MountArgs) -> anyhow::Result<u8> {
+    let unknown = if args.sloppy {
+        Unknown::Warn
+    } else {
+        Unknown::Refuse
+    };
+    let mut spec = MountSpec::parse_with(&args.options, unknown)?;
+    if args.fake {
+        unionfs::fuse::check_mountpoint(&args.mountpoint)?;
+        return Ok(0);
+    }
+    // The name under which its users look for the mount in the mount table.
+    let subtype = match args.called_as {
+        CalledAs::FuseOverlayfs => "fuse-overlayfs",
+        _ => "uaufs",
+    };
+    let label = spec.mount.fsname.take().or(args.source);
+    mount_command::run(MountJob {
         spec,
-        mountpoint,
-        source: "uaufs".into(),
-        subtype: "uaufs".into(),
-        foreground,
-        debug,
+        mountpoint: args.mountpoint,
+        source: label.unwrap_or_else(|| subtype.into()),
+        subtype: subtype.into(),
+        foreground: args.foreground,
+        debug: args.debug,
     })
+}
+
+fn umount(args: &UmountArgs) -> anyhow::Result<u8> {
+    unionfs::fuse::unmount(&args.mountpoint, args.lazy)?;
+    Ok(0)
 }

@@ -168,7 +168,11 @@ fn mount_directly(request: &MountRequest, device: &OwnedFd) -> core::result::Res
         options.extend_from_slice(key.as_bytes());
         if let Some(value) = value {
             options.push(b'=');
+            // SELinux labels may contain commas (mount(8), "context=").
+            let quote: &[u8] = if value.contains(',') { b"\"" } else { b"" };
+            options.extend_from_slice(quote);
             options.extend_from_slice(value.as_bytes());
+            options.extend_from_slice(quote);
         }
     }
     let options = CString::new(options).map_err(|_| Errno::INVAL)?;

@@ -118,7 +118,6 @@ fn every_option_that_sets_something() {
         ("diropq=whiteouted", S::DirOpaque(DirOpaque::Whiteouted)),
         ("diropq=a", S::DirOpaque(DirOpaque::Always)),
         ("diropq=always", S::DirOpaque(DirOpaque::Always)),
-        ("dirwh=10", S::Dirwh(10)),
         ("dirren", S::DirRename(true)),
         ("nodirren", S::DirRename(false)),
         ("dirperm1", S::Dirperm1(true)),

@@ -61,10 +61,7 @@ fn add_attribute(perm: &mut BranchPerm, word: &[u8]) -> Result<Option<&'static s
         b"moo" => perm.copy_on_open = CopyOnOpen::Move,
         b"coo_reg" => perm.copy_on_open = CopyOnOpen::Regular,
         b"coo_all" => perm.copy_on_open = CopyOnOpen::All,
-        b"fhsm" => {
-            perm.fhsm = true;
-            return Ok(Some("there is no tiering between branches"));
-        }
+        b"fhsm" => perm.fhsm = true,
         b"unpin" => return Ok(Some("branches are not pinned")),
         b"icex" => perm.ignore_xattr = IgnoreXattr::all(),
         _ => match IGNORE_XATTR
