@@ -14,6 +14,8 @@ TOOLS=$ROOT/tests/tools
 LAYERS=$ROOT/scripts/layers
 TREECMP=$TOOLS/treecmp
 NAME=${0##*/}
+# Mount options wherever POSIX behaviour is expected; AUFS's own defaults are stricter (docs/decisions.md).
+MODE=${UAUFS_MODE-dirren,dirperm1,namelen=255}
 PJDFSTEST_VERSION=0.2.2
 FSX_VERSION=0.3.2
 export PYTHONDONTWRITEBYTECODE=1
@@ -143,4 +145,11 @@ mount_overlay() {
     local common=$PWD IFS=:
     mount -t overlay overlay -o "lowerdir=$*,upperdir=$upper,workdir=$work,index=on,redirect_dir=on" "$mountpoint" ||
         die "$common: overlayfs: mount failed"
+}
+
+# mount_layers MOUNTPOINT UPPER LAYER...: a union of layers, topmost first, below a writable branch.
+mount_layers() {
+    local mountpoint=$1 upper=$2
+    shift 2
+    timeout 30 "$UAUFS" -o "br=$upper=rw:$(python3 "$LAYERS" branches "$@")${MODE:+,$MODE}" "$mountpoint"
 }
