@@ -76,8 +76,8 @@ need_binaries() {
     export UAUFS ULAUNCH
 }
 
-# has_command PROGRAM SUBCOMMAND: whether one of our programs has that subcommand.
-has_command() { "$1" "$2" --help >/dev/null 2>&1; }
+# has_command PROGRAM SUBCOMMAND: whether one of our programs lists that subcommand.
+has_command() { "$1" --help 2>/dev/null | grep -Eq "^ +$2\b"; }
 
 # make_work [DIR]: makes WORK below DIR (default /var/tmp: a disk, so that xattrs and sizes are real ones).
 make_work() {
