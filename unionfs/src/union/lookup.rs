@@ -291,7 +291,11 @@ impl Union {
             let last = i + 1 == found.layers.len();
             if branch.honours_whiteouts() {
                 if let Some(path) = self.redirect_of(&branch, &fd, &stat)? {
-                    layers.extend(self.layers_below(id, &path)?);
+                    // A directory that became opaque after it was renamed has given up its lower
+                    // parts: the mark wins over an older redirect.
+                    if !branch.is_opaque(&fd)? {
+                        layers.extend(self.layers_below(id, &path)?);
+                    }
                     fds.push((id, fd));
                     break;
                 }
