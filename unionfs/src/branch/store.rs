@@ -30,6 +30,10 @@ use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, openat};
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a mount waits for the branch's lock.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where a copied-up file came from: its union number, and the birth time of the copy, which
 /// tells it from a later file that got the same inode number.
@@ -156,6 +160,20 @@ fn make_dir(dir: impl AsFd, name: &[u8], mode: u32) -> Result<OwnedFd> {
     }
 }
 
+/// Takes the branch's lock, waiting a moment for a daemon that is about to end: umount(8) returns
+/// before the daemon behind the mount has put its books away.
+fn take_lock(lock: &OwnedFd) -> Result<()> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::AGAIN) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            other => return Ok(other?),
+        }
+    }
+}
+
 impl Store {
     /// Opens or makes the bookkeeping of the branch `root`, takes its lock and clears leftovers.
     ///
@@ -173,7 +191,7 @@ impl Store {
         let dir = make_dir(home, name, 0o700)?;
         let lock_flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let lock = openat(&dir, c"lock", lock_flags, Mode::from_bits_truncate(0o600))?;
-        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        take_lock(&lock)?;
         write_format(&dir, format)?;
         let meta = if format == Format::Overlay {
             dir.as_fd()
