@@ -169,7 +169,7 @@ fn take_lock(lock: &OwnedFd) -> Result<()> {
             Err(rustix::io::Errno::AGAIN) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            other => return Ok(other?),
+            other => return other,
         }
     }
 }

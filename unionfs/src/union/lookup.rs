@@ -13,6 +13,9 @@ use rustix::fd::OwnedFd;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
+/// The branch directories of a merged directory, and descriptors of those that were opened.
+type FoundLayers = (SmallVec<[Layer; 2]>, Vec<(BranchId, OwnedFd)>);
+
 /// A name turned into a node.
 pub(super) struct Child {
     pub(super) node: Arc<Node>,
@@ -259,7 +262,7 @@ impl Union {
         found: &Present,
         top: &RealStat,
         dir: &Arc<OwnedFd>,
-    ) -> Result<(SmallVec<[Layer; 2]>, Vec<(BranchId, OwnedFd)>)> {
+    ) -> Result<FoundLayers> {
         let mut layers = SmallVec::new();
         let mut fds = Vec::new();
         for (i, &id) in found.layers.iter().enumerate() {
