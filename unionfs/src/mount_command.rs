@@ -93,10 +93,13 @@ fn mount_and_serve(
     if let Some(threads) = job.spec.options.threads {
         config.threads = threads;
     }
-    let keep_stderr = job.debug;
-    config.on_ready = readiness.map(|readiness| -> unionfs::fuse::session::ReadyHook {
-        Box::new(move |_| announce(readiness, keep_stderr))
-    });
+    let (live, keep_stderr) = (handle.clone(), job.debug);
+    config.on_ready = Some(Box::new(move |_| {
+        live.raise_readahead();
+        if let Some(readiness) = readiness {
+            announce(readiness, keep_stderr);
+        }
+    }));
     signals::watch(handle.clone(), Arc::clone(&config.stats))
         .context("cannot start the signal thread")?;
     serve(union, device, config).map(|_| 0).map_err(|error| {

@@ -164,9 +164,23 @@ impl Adapter {
         if self.plan.data != DataPath::Passthrough {
             return Grant::Cached;
         }
-        self.opens.open(node.0, opened.passthrough, || {
+        let eligible = opened.passthrough && !self.holds_privileges(node);
+        self.opens.open(node.0, eligible, || {
             register(&*self.union.passthrough_fd(node)?)
         })
+    }
+
+    /// Has the file bits or capabilities that a write must take away? The kernel leaves that to
+    /// the server (HANDLE_KILLPRIV_V2), which sees no write of a passthrough open. Unknown = yes.
+    fn holds_privileges(&self, node: NodeId) -> bool {
+        const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
+        self.union
+            .getattr(node)
+            .map_or(true, |attr| attr.mode & SET_ID != 0)
+            || !matches!(
+                self.union.getxattr(node, b"security.capability"),
+                Err(Errno::NODATA | Errno::OPNOTSUPP)
+            )
     }
 
     /// Ends an answered open of a file.

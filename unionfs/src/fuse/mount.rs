@@ -73,6 +73,27 @@ impl MountHandle {
     }
 }
 
+/// Readahead of a mount in KiB: as much as one READ holds, instead of the kernel's 128.
+const READAHEAD_KIB: u32 = super::caps::MAX_IO / 1024;
+
+impl MountHandle {
+    /// Raises the readahead of the mount, which speeds up cold sequential reads. To be called when
+    /// the mount is live (INIT sets it). Best effort: only root may.
+    pub fn raise_readahead(&self) {
+        let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW;
+        let Ok(stat) = statx(CWD, &self.mountpoint, flags, StatxFlags::TYPE) else {
+            return;
+        };
+        let file = format!(
+            "/sys/class/bdi/{}:{}/read_ahead_kb",
+            stat.stx_dev_major, stat.stx_dev_minor
+        );
+        if let Err(error) = std::fs::write(&file, READAHEAD_KIB.to_string()) {
+            log::debug!("{file}: {error}");
+        }
+    }
+}
+
 /// Is this a place to mount at? Looks without waking a dead mount's users.
 ///
 /// # Errors
