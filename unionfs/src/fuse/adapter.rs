@@ -11,6 +11,7 @@ use crate::stats::{Op, Stats};
 use crate::types::{Attr, Caller, Entry, Lifetimes, NodeId, Opened};
 use crate::union::Union;
 use fuser::{BackingId, FileAttr, FopenFlags, Generation, ReplyData, Request};
+use parking_lot::RwLock;
 use std::any::Any;
 use std::cell::RefCell;
 use std::io;
@@ -18,6 +19,11 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+
+/// Mode bits that a write by an ordinary user takes away.
+pub(super) const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
+/// The xattr of file capabilities, which such a write takes away, too.
+pub(super) const CAPABILITIES: &[u8] = b"security.capability";
 
 /// Translates requests into calls of the union. One per mount, shared by the worker threads.
 pub(super) struct Adapter {
@@ -30,6 +36,9 @@ pub(super) struct Adapter {
     stats: Arc<Stats>,
     /// Kept in passthrough mounts only.
     opens: LiveOpens<BackingId>,
+    /// Held for writing while a file gets privileges, for reading while it is found to have none
+    /// and opened. Taken before every other lock.
+    privileges: RwLock<()>,
 }
 
 thread_local! {
@@ -52,6 +61,7 @@ impl Adapter {
             ioctl: config.ioctl.clone(),
             stats: Arc::clone(&config.stats),
             opens: LiveOpens::default(),
+            privileges: RwLock::new(()),
         }
     }
 
@@ -154,18 +164,22 @@ impl Adapter {
         self.plan.opens == Opens::ZeroMessage
     }
 
-    /// Decides how an open of a file is answered; `register` makes a backing id of a descriptor.
+    /// Decides how an open of a file is answered; `flags` as in open(2), `register` makes a backing
+    /// id of a descriptor.
     pub(super) fn grant(
         &self,
+        caller: &Caller,
         node: NodeId,
-        opened: Opened,
+        (opened, flags): (Opened, i32),
         register: impl FnOnce(&OwnedFd) -> io::Result<BackingId>,
     ) -> Grant<BackingId> {
         if self.plan.data != DataPath::Passthrough {
             return Grant::Cached;
         }
+        let _no_change = self.privileges.read();
         let eligible = opened.passthrough && !self.holds_privileges(node);
-        self.opens.open(node.0, eligible, || {
+        let writer = (flags & libc::O_ACCMODE != libc::O_RDONLY).then_some(caller.uid);
+        self.opens.open(node.0, eligible, writer, || {
             register(&*self.union.passthrough_fd(node)?)
         })
     }
@@ -173,14 +187,34 @@ impl Adapter {
     /// Has the file bits or capabilities that a write must take away? The kernel leaves that to
     /// the server (HANDLE_KILLPRIV_V2), which sees no write of a passthrough open. Unknown = yes.
     fn holds_privileges(&self, node: NodeId) -> bool {
-        const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
         self.union
             .getattr(node)
             .map_or(true, |attr| attr.mode & SET_ID != 0)
             || !matches!(
-                self.union.getxattr(node, b"security.capability"),
+                self.union.getxattr(node, CAPABILITIES),
                 Err(Errno::NODATA | Errno::OPNOTSUPP)
             )
+    }
+
+    /// Runs `change`, which gives set-id bits or file capabilities to a file, unless a stranger may
+    /// write to it unseen: elsewhere that write would take them away.
+    ///
+    /// # Errors
+    /// ETXTBSY then, as for executing a file that is open for writing.
+    pub(super) fn give_privileges<T>(
+        &self,
+        caller: &Caller,
+        node: NodeId,
+        change: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        if self.plan.data != DataPath::Passthrough {
+            return change();
+        }
+        let _no_opens = self.privileges.write();
+        if self.opens.strange_writer(node.0, caller.uid) {
+            return Err(Errno::TXTBSY);
+        }
+        change()
     }
 
     /// Ends an answered open of a file.

@@ -3,7 +3,7 @@
 //! File handles are not used: data is reached by node, so that zero-message opens (where the
 //! kernel invents the handle) and answered ones are the same to the union.
 
-use super::adapter::{Adapter, Reply};
+use super::adapter::{Adapter, CAPABILITIES, Reply, SET_ID};
 use super::caps;
 use super::convert::{decode_dev, errno, file_type, set_time};
 use super::opens::Grant;
@@ -20,6 +20,7 @@ use fuser::{
 };
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::SystemTime;
@@ -104,8 +105,13 @@ impl Filesystem for Adapter {
             Op::Setattr,
             reply,
             || {
-                self.union
-                    .setattr(&caller, node(ino), &self.ids.set_attr(set)?, kill_priv)
+                let set = self.ids.set_attr(set)?;
+                let change = || self.union.setattr(&caller, node(ino), &set, kill_priv);
+                if set.mode.is_some_and(|mode| mode & SET_ID != 0) {
+                    self.give_privileges(&caller, node(ino), change)
+                } else {
+                    change()
+                }
             },
             |reply, attr| reply.attr(&self.union.lifetimes().attr, &self.wire_attr(&attr)),
         );
@@ -233,7 +239,7 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if self.zero_message() {
             // Remembered by the kernel for the whole connection: there is no second OPEN.
             return reply.fail(Errno::NOSYS);
@@ -242,10 +248,18 @@ impl Filesystem for Adapter {
             Op::Open,
             reply,
             || self.union.open_node(node(ino), flags.0),
-            |reply, opened| match self.grant(node(ino), opened, |fd| reply.open_backing(fd)) {
-                Grant::Cached => reply.opened(NO_HANDLE, self.open_flags(opened)),
-                Grant::Passthrough(backing) => {
-                    reply.opened_passthrough(NO_HANDLE, FopenFlags::empty(), &backing);
+            |reply, opened| {
+                let register = |fd: &OwnedFd| reply.open_backing(fd);
+                match self.grant(
+                    &self.caller(request),
+                    node(ino),
+                    (opened, flags.0),
+                    register,
+                ) {
+                    Grant::Cached => reply.opened(NO_HANDLE, self.open_flags(opened)),
+                    Grant::Passthrough(backing) => {
+                        reply.opened_passthrough(NO_HANDLE, FopenFlags::empty(), &backing);
+                    }
                 }
             },
         );
@@ -261,15 +275,11 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let caller = self.caller(request);
         let work = || {
-            let created = self.union.create(
-                &self.caller(request),
-                node(parent),
-                name.as_bytes(),
-                mode,
-                umask,
-                flags,
-            )?;
+            let created =
+                self.union
+                    .create(&caller, node(parent), name.as_bytes(), mode, umask, flags)?;
             if self.zero_message() {
                 // No RELEASE will come for it.
                 self.union.release(created.0.attr.ino);
@@ -280,7 +290,8 @@ impl Filesystem for Adapter {
             let attr = self.wire_attr(&entry.attr);
             let generation = Generation(entry.generation);
             let lifetime = self.shorter_lifetime();
-            match self.grant(entry.attr.ino, opened, |fd| reply.open_backing(fd)) {
+            let register = |fd: &OwnedFd| reply.open_backing(fd);
+            match self.grant(&caller, entry.attr.ino, (opened, flags), register) {
                 Grant::Cached => {
                     reply.created(
                         &lifetime,
@@ -564,7 +575,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -572,7 +583,15 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let work = || self.set_xattr(node(ino), name.as_bytes(), value, flags);
+        let name = name.as_bytes();
+        let work = || {
+            let change = || self.set_xattr(node(ino), name, value, flags);
+            if name == CAPABILITIES {
+                self.give_privileges(&self.caller(request), node(ino), change)
+            } else {
+                change()
+            }
+        };
         self.answer(Op::Setxattr, reply, work, |reply, ()| reply.ok());
     }
 

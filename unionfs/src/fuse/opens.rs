@@ -3,9 +3,14 @@
 //! The kernel's rules (fs/fuse/iomode.c): while a node has passthrough opens, each further open
 //! must be one too, with the same backing id; while it has page cache opens, none may be. A breach
 //! reaches the application as EIO. So the first open of a node decides for all that overlap it.
+//!
+//! Writes of passthrough opens are not seen here, so nobody takes set-id bits away from a file that
+//! a stranger writes to. Files that have them are not eligible, and a file must not get them while
+//! a stranger could write: [`LiveOpens::strange_writer`].
 
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 use std::collections::hash_map::Entry;
 use std::io;
 use std::sync::Arc;
@@ -34,6 +39,8 @@ struct Live<B> {
     count: usize,
     /// `None` = page cache.
     backing: Option<Arc<B>>,
+    /// Ordinary users who opened it for writing since it was first opened.
+    writers: SmallVec<[u32; 2]>,
 }
 
 impl<B> Default for LiveOpens<B> {
@@ -47,11 +54,12 @@ impl<B> Default for LiveOpens<B> {
 
 impl<B> LiveOpens<B> {
     /// Counts an open of `node`. `eligible`: its data lies in the writable branch; `register` makes
-    /// the backing id then.
+    /// the backing id then. `writer`: the user, if it is open for writing.
     pub(super) fn open(
         &self,
         node: u64,
         eligible: bool,
+        writer: Option<u32>,
         register: impl FnOnce() -> io::Result<B>,
     ) -> Grant<B> {
         let mut nodes = self.nodes.lock();
@@ -64,10 +72,17 @@ impl<B> LiveOpens<B> {
                 } else {
                     None
                 };
-                vacant.insert(Live { count: 0, backing })
+                vacant.insert(Live {
+                    count: 0,
+                    backing,
+                    writers: SmallVec::new(),
+                })
             }
         };
         live.count += 1;
+        if let Some(uid) = writer.filter(|uid| *uid != 0 && !live.writers.contains(uid)) {
+            live.writers.push(uid);
+        }
         live.backing
             .clone()
             .map_or(Grant::Cached, Grant::Passthrough)
@@ -86,6 +101,14 @@ impl<B> LiveOpens<B> {
                 None
             }
         }
+    }
+
+    /// May an ordinary user other than `uid` be writing to `node` behind our back?
+    pub(super) fn strange_writer(&self, node: u64, uid: u32) -> bool {
+        let nodes = self.nodes.lock();
+        nodes.get(&node).is_some_and(|live| {
+            live.backing.is_some() && live.writers.iter().any(|writer| *writer != uid)
+        })
     }
 
     /// Counts a close of `node`.
@@ -116,23 +139,23 @@ mod tests {
     #[test]
     fn one_backing_id_while_any_open_lives() {
         let opens = LiveOpens::default();
-        assert_eq!(passthrough(&opens.open(5, true, || Ok(1))), Some(1));
-        assert_eq!(passthrough(&opens.open(5, true, || Ok(2))), Some(1));
+        assert_eq!(passthrough(&opens.open(5, true, None, || Ok(1))), Some(1));
+        assert_eq!(passthrough(&opens.open(5, true, None, || Ok(2))), Some(1));
         opens.close(5);
-        assert_eq!(passthrough(&opens.open(5, false, || Ok(3))), Some(1));
+        assert_eq!(passthrough(&opens.open(5, false, None, || Ok(3))), Some(1));
         opens.close(5);
         opens.close(5);
-        assert_eq!(passthrough(&opens.open(5, true, || Ok(4))), Some(4));
+        assert_eq!(passthrough(&opens.open(5, true, None, || Ok(4))), Some(4));
     }
 
     #[test]
     fn cached_opens_keep_passthrough_away() {
         let opens = LiveOpens::default();
-        assert_eq!(passthrough(&opens.open(5, false, || Ok(1))), None);
-        assert_eq!(passthrough(&opens.open(5, true, || Ok(1))), None);
+        assert_eq!(passthrough(&opens.open(5, false, None, || Ok(1))), None);
+        assert_eq!(passthrough(&opens.open(5, true, None, || Ok(1))), None);
         opens.close(5);
         opens.close(5);
-        assert_eq!(passthrough(&opens.open(5, true, || Ok(1))), Some(1));
+        assert_eq!(passthrough(&opens.open(5, true, None, || Ok(1))), Some(1));
     }
 
     #[test]
@@ -140,7 +163,21 @@ mod tests {
         let opens = LiveOpens::default();
         opens.close(9);
         let refuse = || Err(io::Error::from(io::ErrorKind::PermissionDenied));
-        assert_eq!(passthrough(&opens.open(5, true, refuse)), None);
-        assert_eq!(passthrough(&opens.open(6, true, || Ok(1))), None);
+        assert_eq!(passthrough(&opens.open(5, true, None, refuse)), None);
+        assert_eq!(passthrough(&opens.open(6, true, None, || Ok(1))), None);
+    }
+
+    #[test]
+    fn strange_writers_are_ordinary_users_with_a_passthrough_open() {
+        let opens = LiveOpens::default();
+        opens.open(5, true, Some(0), || Ok(1));
+        opens.open(5, true, Some(1000), || Ok(1));
+        assert!(opens.strange_writer(5, 0));
+        assert!(!opens.strange_writer(5, 1000));
+        opens.close(5);
+        opens.close(5);
+        assert!(!opens.strange_writer(5, 0));
+        opens.open(6, false, Some(1000), || Ok(1));
+        assert!(!opens.strange_writer(6, 0));
     }
 }
