@@ -124,7 +124,7 @@ fn to_branch(map: &IdMap, id: u32) -> Option<u32> {
     }
     map.0
         .iter()
-        .find_map(|range| shift(id, range.inside, range.outside, range.count))
+        .find_map(|range| shift(id, range.mount, range.branch, range.count))
 }
 
 /// Branch -> wire; not covered = [`OVERFLOW_ID`].
@@ -134,7 +134,7 @@ fn to_wire(map: &IdMap, id: u32) -> u32 {
     }
     map.0
         .iter()
-        .find_map(|range| shift(id, range.outside, range.inside, range.count))
+        .find_map(|range| shift(id, range.branch, range.mount, range.count))
         .unwrap_or(OVERFLOW_ID)
 }
 
@@ -185,10 +185,10 @@ mod tests {
     use crate::spec::{Grammar, IdRange};
     use proptest::prelude::*;
 
-    fn range(inside: u32, outside: u32, count: u32) -> IdRange {
+    fn range(branch: u32, mount: u32, count: u32) -> IdRange {
         IdRange {
-            inside,
-            outside,
+            branch,
+            mount,
             count,
         }
     }
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn containers_map_is_applied_both_ways() {
         // The branch's root is the mount's 1000, the branch's 1.. are the mount's 100000..
-        let maps = maps(&[range(1000, 0, 1), range(100_000, 1, 65536)]);
+        let maps = maps(&[range(0, 1000, 1), range(1, 100_000, 65536)]);
         let caller = maps.caller(Caller {
             uid: 1000,
             gid: 100_004,
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn acl_entries_of_named_ids_are_mapped() {
-        let maps = maps(&[range(1000, 0, 10)]);
+        let maps = maps(&[range(0, 1000, 10)]);
         let name = b"system.posix_acl_access";
         let on_branch = acl(&[
             (1, u32::MAX),
@@ -295,16 +295,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn mapping_there_and_back_is_the_identity(id in 0u32..200_000, inside in 0u32..100_000, outside in 0u32..100_000, count in 1u32..100_000) {
-            let map = IdMap(vec![range(inside, outside, count)]);
-            if let Some(branch) = to_branch(&map, id) {
-                prop_assert_eq!(to_wire(&map, branch), id);
+        fn mapping_there_and_back_is_the_identity(id in 0u32..200_000, branch in 0u32..100_000, mount in 0u32..100_000, count in 1u32..100_000) {
+            let map = IdMap(vec![range(branch, mount, count)]);
+            if let Some(there) = to_branch(&map, id) {
+                prop_assert_eq!(to_wire(&map, there), id);
             }
         }
 
         #[test]
         fn no_acl_value_panics(value in proptest::collection::vec(any::<u8>(), 0..64)) {
-            let maps = maps(&[range(1000, 0, 10)]);
+            let maps = maps(&[range(0, 1000, 10)]);
             let _ = maps.xattr_to_branch(b"system.posix_acl_default", &value);
             maps.xattr_to_wire(b"system.posix_acl_default", &mut value.clone());
         }

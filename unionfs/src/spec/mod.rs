@@ -234,17 +234,19 @@ pub enum OpenMode {
     None,
 }
 
-/// Translation of ids between the mount and the branches (`uidmapping=`): triples inside:outside:count.
+/// Translation of ids between the branches and the mount (`uidmapping=`): triples
+/// BRANCH:MOUNT:COUNT. Source: fuse-overlayfs(1), where container engines write the container's id
+/// (as it is in the layers) first and the host's (as it must show) second.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IdMap(pub Vec<IdRange>);
 
 /// One range of an [`IdMap`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdRange {
-    /// First id as users of the mount see it.
-    pub inside: u32,
     /// First id on the branches.
-    pub outside: u32,
+    pub branch: u32,
+    /// First id as users of the mount see it.
+    pub mount: u32,
     /// How many.
     pub count: u32,
 }

@@ -226,16 +226,16 @@ mod tests {
         assert_eq!(
             options.uid_map.0[1],
             IdRange {
-                inside: 1,
-                outside: 100_000,
+                branch: 1,
+                mount: 100_000,
                 count: 65536
             }
         );
         assert_eq!(
             options.gid_map,
             IdMap(vec![IdRange {
-                inside: 0,
-                outside: 5,
+                branch: 0,
+                mount: 5,
                 count: 1
             }])
         );
@@ -327,7 +327,7 @@ mod tests {
             (
                 "lowerdir=/a,uidmapping=0:1",
                 "uidmapping=0:1: 2 numbers are no map (EINVAL): \
-                 INSIDE:OUTSIDE:COUNT[:INSIDE:OUTSIDE:COUNT...]",
+                 BRANCH:MOUNT:COUNT[:BRANCH:MOUNT:COUNT...]",
             ),
         ] {
             assert_eq!(parse(&[options]).unwrap_err(), message);

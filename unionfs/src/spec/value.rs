@@ -236,10 +236,10 @@ pub(super) fn open_mode(value: &[u8]) -> Result<OpenMode, Problem> {
     }
 }
 
-/// `uidmapping=`, `gidmapping=`: `INSIDE:OUTSIDE:COUNT`, repeated. Empty parts are skipped, because
+/// `uidmapping=`, `gidmapping=`: `BRANCH:MOUNT:COUNT`, repeated. Empty parts are skipped, because
 /// container engines write a colon before the first number.
 pub(super) fn id_map(value: &[u8]) -> Result<IdMap, Problem> {
-    const RIGHT: &str = "INSIDE:OUTSIDE:COUNT[:INSIDE:OUTSIDE:COUNT...]";
+    const RIGHT: &str = "BRANCH:MOUNT:COUNT[:BRANCH:MOUNT:COUNT...]";
     let numbers = value
         .split(|&byte| byte == b':')
         .filter(|part| !part.is_empty())
@@ -253,22 +253,21 @@ pub(super) fn id_map(value: &[u8]) -> Result<IdMap, Problem> {
         ));
     }
     let mut ranges: Vec<IdRange> = Vec::with_capacity(triples.len());
-    for &[inside, outside, count] in triples {
-        if count == 0 || inside.checked_add(count).is_none() || outside.checked_add(count).is_none()
-        {
+    for &[branch, mount, count] in triples {
+        if count == 0 || branch.checked_add(count).is_none() || mount.checked_add(count).is_none() {
             return Err(Problem::new(
-                format!("range {inside}:{outside}:{count} is empty or leaves the 32 bits of an id"),
+                format!("range {branch}:{mount}:{count} is empty or leaves the 32 bits of an id"),
                 RIGHT,
             ));
         }
         let range = IdRange {
-            inside,
-            outside,
+            branch,
+            mount,
             count,
         };
         if ranges.iter().any(|other| overlap(other, &range)) {
             return Err(Problem::new(
-                format!("range {inside}:{outside}:{count} overlaps another"),
+                format!("range {branch}:{mount}:{count} overlaps another"),
                 "ranges that share no id, on either side",
             ));
         }
@@ -279,7 +278,7 @@ pub(super) fn id_map(value: &[u8]) -> Result<IdMap, Problem> {
 
 fn overlap(a: &IdRange, b: &IdRange) -> bool {
     let meet = |x: u32, y: u32| x < y + b.count && y < x + a.count;
-    meet(a.inside, b.inside) || meet(a.outside, b.outside)
+    meet(a.branch, b.branch) || meet(a.mount, b.mount)
 }
 
 impl fmt::Display for Udba {
@@ -361,11 +360,7 @@ impl fmt::Display for IdMap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, range) in self.0.iter().enumerate() {
             let colon = if index == 0 { "" } else { ":" };
-            write!(
-                f,
-                "{colon}{}:{}:{}",
-                range.inside, range.outside, range.count
-            )?;
+            write!(f, "{colon}{}:{}:{}", range.branch, range.mount, range.count)?;
         }
         Ok(())
     }
@@ -420,8 +415,8 @@ mod tests {
         assert_eq!(
             map.0[1],
             IdRange {
-                inside: 1,
-                outside: 100_000,
+                branch: 1,
+                mount: 100_000,
                 count: 65536
             }
         );

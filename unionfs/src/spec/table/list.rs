@@ -96,8 +96,8 @@ pub(super) static OPTIONS: &[OptionDef] = &[
     def(Data, Both, &["threads"], "=N", Value(threads), "worker threads"),
     def(Data, Overlay, &["threaded"], "=0|1", Value(threaded), "0 is the same as threads=1"),
 
-    def(Ids, Both, &["uidmapping"], "=IN:OUT:N[:...]", Value(|v| set(value::id_map(v), Setting::UidMap)), "user ids in the mount, on branches, how many"),
-    def(Ids, Both, &["gidmapping"], "=IN:OUT:N[:...]", Value(|v| set(value::id_map(v), Setting::GidMap)), "the same for groups"),
+    def(Ids, Both, &["uidmapping"], "=BRANCH:MOUNT:N[:...]", Value(|v| set(value::id_map(v), Setting::UidMap)), "user ids on branches, in the mount, how many"),
+    def(Ids, Both, &["gidmapping"], "=BRANCH:MOUNT:N[:...]", Value(|v| set(value::id_map(v), Setting::GidMap)), "the same for groups"),
     def(Ids, Both, &["squash_to_uid"], "=UID", Value(|v| set(value::id(v), Setting::SquashUid)), "every file shows this owner"),
     def(Ids, Both, &["squash_to_gid"], "=GID", Value(|v| set(value::id(v), Setting::SquashGid)), "every file shows this group"),
     def(Ids, Both, &["squash_to_root"], "", Flag(|| vec![Setting::SquashUid(0), Setting::SquashGid(0)].into()), "the same as both with 0"),
