@@ -1,2 +1,75 @@
-//! `ulaunch`: containers on a union filesystem.
-fn main() {}
+//! `ulaunch`: containers on a union filesystem. Parse, do, exit code.
+
+mod cgroup;
+mod cli;
+mod diff;
+mod error;
+mod fsd;
+mod host;
+mod init;
+mod manage;
+mod ostext;
+mod outer;
+mod parse;
+mod plan;
+mod run;
+mod selfexe;
+mod spec;
+mod state;
+mod step;
+mod supervise;
+mod sync;
+mod sys;
+mod terminal;
+mod user;
+
+use anyhow::Result;
+use clap::Parser;
+use clap::error::ErrorKind;
+use cli::{Cli, Command};
+use std::ffi::OsString;
+
+/// Exit code for what the launcher itself cannot do.
+const LAUNCHER_ERROR: u8 = 125;
+
+fn main() -> std::process::ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    // The two processes of a container that are not the launcher itself.
+    match args.get(1).and_then(|arg| arg.to_str()) {
+        Some(init::COMMAND) => init::main(&args[2..]),
+        Some(fsd::COMMAND) => return fsd::main(&args[2..]).into(),
+        _ => {}
+    }
+    let code = match Cli::try_parse_from(args) {
+        Ok(cli) => dispatch(cli).unwrap_or_else(|error| {
+            eprintln!("ulaunch: {error:#}");
+            LAUNCHER_ERROR
+        }),
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            print!("{error}");
+            0
+        }
+        Err(error) => {
+            let text = error.to_string();
+            let line = text.lines().next().unwrap_or_default();
+            eprintln!("ulaunch: {}: see `ulaunch --help`", line.trim_start_matches("error: "));
+            LAUNCHER_ERROR
+        }
+    };
+    code.into()
+}
+
+fn dispatch(cli: Cli) -> Result<u8> {
+    let store = state::Store::open(cli.root, cli.state)?;
+    match cli.command {
+        Command::Run(args) => run::run(&store, *args),
+        Command::Ps { all, json } => manage::ps(&store, all, json),
+        Command::Inspect { name } => manage::inspect(&store, &name),
+        Command::Diff { name, json } => manage::diff(&store, &name, json),
+        Command::Logs { follow, name } => manage::logs(&store, &name, follow),
+        Command::Wait { name } => manage::wait(&store, &name),
+        Command::Stop { time, name } => manage::stop(&store, &name, time),
+        Command::Kill { signal, name } => manage::kill(&store, &name, &signal),
+        Command::Rm { force, names } => manage::rm(&store, &names, force),
+    }
+}

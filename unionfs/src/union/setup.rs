@@ -64,6 +64,26 @@ impl Union {
     }
 }
 
+impl Union {
+    /// Takes a directory out of the merged tree wherever a branch shows it: the state of a
+    /// container that runs on the tree its state lies in. Before the union is served.
+    ///
+    /// # Errors
+    /// Those of opening the path.
+    pub fn hide(&mut self, path: &std::path::Path) -> Result<(), SetupError> {
+        use rustix::fs::{CWD, Mode, OFlags, openat};
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let stat = openat(CWD, path, flags, Mode::empty()).and_then(crate::sys::stat::stat_fd);
+        let stat = stat.map_err(|errno| SetupError::Path {
+            path: path.to_path_buf(),
+            what: "cannot be hidden from the union".to_owned(),
+            errno,
+        })?;
+        self.hidden.push((stat.dev, stat.ino));
+        Ok(())
+    }
+}
+
 /// Options that are understood but that this version cannot honour are refused, not ignored.
 fn refuse_unsupported(spec: &MountSpec) -> Result<(), SetupError> {
     let refuse = |what: &str, hint: &str| {

@@ -1,0 +1,234 @@
+//! The commands on containers that exist.
+
+use crate::cgroup::group;
+use crate::diff;
+use crate::error::Explain;
+use crate::plan::{MapMethod, Maps};
+use crate::spec::Root;
+use crate::state::{Record, Status, Store};
+use crate::step::userns;
+use crate::sync::{Channel, Go};
+use crate::sys::{self, Cloned};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How often a container without a descriptor to wait on is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+
+fn is_running(store: &Store, record: &Record) -> bool {
+    record.status != Status::Exited && store.is_alive(&record.id)
+}
+
+/// `ulaunch ps`
+pub fn ps(store: &Store, all: bool, json: bool) -> Result<u8> {
+    let mut shown = Vec::new();
+    for record in store.all()? {
+        let running = is_running(store, &record);
+        if running || all {
+            shown.push((record, running));
+        }
+    }
+    if json {
+        let list: Vec<_> = shown
+            .iter()
+            .map(|(r, running)| serde_json::json!({"id": r.id, "name": r.name, "running": running, "exit_code": r.exit_code, "created": r.created, "command": r.spec.command}))
+            .collect();
+        println!("{}", serde_json::to_string(&list)?);
+        return Ok(0);
+    }
+    println!("{:<14}{:<18}{:<12}COMMAND", "ID", "NAME", "STATUS");
+    for (record, running) in shown {
+        let status = match (running, record.exit_code) {
+            (true, _) => "running".to_owned(),
+            (false, Some(code)) => format!("exited {code}"),
+            (false, None) => "dead".to_owned(),
+        };
+        let command: Vec<_> = record.spec.command.iter().map(|word| word.to_string_lossy()).collect();
+        println!("{:<14}{:<18}{status:<12}{}", record.id, record.name, command.join(" "));
+    }
+    Ok(0)
+}
+
+/// `ulaunch inspect`
+pub fn inspect(store: &Store, name: &str) -> Result<u8> {
+    println!("{}", serde_json::to_string_pretty(&store.find(name)?)?);
+    Ok(0)
+}
+
+/// `ulaunch diff`
+pub fn diff(store: &Store, name: &str, json: bool) -> Result<u8> {
+    let record = store.find(name)?;
+    let Root::Union(branches) = &record.spec.root else {
+        bail!("{name}: runs on a plain directory (--rootfs), which keeps no record of changes: use --branch");
+    };
+    let layer = record.layer.as_ref().context("the container has no writable layer")?;
+    let lower: Vec<PathBuf> =
+        branches.iter().map(|(path, _)| path.path().to_path_buf()).filter(|path| path != layer.path()).collect();
+    let changes = diff::changes(layer.path(), &lower)?;
+    if json {
+        let list: Vec<_> = changes
+            .iter()
+            .map(|(path, change)| serde_json::json!({"path": crate::ostext::OsText::from(path.clone()), "change": change}))
+            .collect();
+        println!("{}", serde_json::to_string(&list)?);
+        return Ok(0);
+    }
+    let mut out = std::io::stdout().lock();
+    for (path, change) in changes {
+        write!(out, "{change:?} ")?;
+        out.write_all(path.as_os_str().as_bytes())?;
+        out.write_all(b"\n")?;
+    }
+    Ok(0)
+}
+
+/// `ulaunch logs`
+pub fn logs(store: &Store, name: &str, follow: bool) -> Result<u8> {
+    let record = store.find(name)?;
+    let path = store.log(&record.id);
+    let mut log = std::fs::File::open(&path)
+        .remedy(|| format!("logs of {name}"), |_| "only detached containers (run -d) have a log")?;
+    let mut out = std::io::stdout().lock();
+    loop {
+        let running = is_running(store, &record);
+        let mut text = Vec::new();
+        log.read_to_end(&mut text)?;
+        out.write_all(&text)?;
+        out.flush()?;
+        if !follow || !running {
+            return Ok(0);
+        }
+        std::thread::sleep(LOOK);
+        log.stream_position()?;
+    }
+}
+
+/// `ulaunch wait`
+pub fn wait(store: &Store, name: &str) -> Result<u8> {
+    let id = store.find(name)?.id;
+    while store.is_alive(&id) {
+        std::thread::sleep(LOOK);
+    }
+    match store.load(&id).ok().and_then(|record| record.exit_code) {
+        Some(code) => println!("{code}"),
+        None => bail!("{name}: ended without a record (removed, or its launcher was killed)"),
+    }
+    Ok(0)
+}
+
+fn running_init(store: &Store, name: &str) -> Result<(Record, OwnedFd)> {
+    let record = store.find(name)?;
+    ensure!(is_running(store, &record), "{name}: is not running: see `ulaunch ps -a`");
+    let init = record.init.and_then(|process| process.open());
+    let init = init.with_context(|| format!("{name}: is not running any more"))?;
+    Ok((record, init))
+}
+
+/// `ulaunch kill`
+pub fn kill(store: &Store, name: &str, signal: &str) -> Result<u8> {
+    let number = signal_number(signal)
+        .with_context(|| format!("--signal {signal}: unknown: use a name such as TERM, or a number"))?;
+    let (_, init) = running_init(store, name)?;
+    sys::pidfd_signal(init.as_fd(), number).explain(|| format!("signalling {name}"))?;
+    Ok(0)
+}
+
+/// `ulaunch stop`
+pub fn stop(store: &Store, name: &str, seconds: u32) -> Result<u8> {
+    let (record, init) = running_init(store, name)?;
+    sys::pidfd_signal(init.as_fd(), libc::SIGTERM).explain(|| format!("signalling {name}"))?;
+    let timeout = Timespec { tv_sec: seconds.into(), tv_nsec: 0 };
+    if poll(&mut [PollFd::new(&init, PollFlags::IN)], Some(&timeout)) == Ok(0) {
+        let _ = sys::pidfd_signal(init.as_fd(), libc::SIGKILL);
+    }
+    while store.is_alive(&record.id) {
+        std::thread::sleep(LOOK);
+    }
+    Ok(0)
+}
+
+fn signal_number(text: &str) -> Option<i32> {
+    if let Ok(number) = text.parse::<i32>() {
+        return (1..=64).contains(&number).then_some(number);
+    }
+    const NAMES: [(&str, i32); 14] = [
+        ("HUP", libc::SIGHUP), ("INT", libc::SIGINT), ("QUIT", libc::SIGQUIT), ("ABRT", libc::SIGABRT),
+        ("KILL", libc::SIGKILL), ("USR1", libc::SIGUSR1), ("USR2", libc::SIGUSR2), ("PIPE", libc::SIGPIPE),
+        ("ALRM", libc::SIGALRM), ("TERM", libc::SIGTERM), ("CONT", libc::SIGCONT), ("STOP", libc::SIGSTOP),
+        ("TSTP", libc::SIGTSTP), ("WINCH", libc::SIGWINCH),
+    ];
+    let name = text.to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    NAMES.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
+}
+
+/// `ulaunch rm`
+pub fn rm(store: &Store, names: &[String], force: bool) -> Result<u8> {
+    for name in names {
+        let record = store.find(name)?;
+        if is_running(store, &record) {
+            ensure!(force, "{name}: is running (EBUSY): stop it first, or use --force");
+            if let Some(init) = record.init.and_then(|process| process.open()) {
+                let _ = sys::pidfd_signal(init.as_fd(), libc::SIGKILL);
+            }
+            while store.is_alive(&record.id) {
+                std::thread::sleep(LOOK);
+            }
+        }
+        // A launcher that was killed could not do it.
+        let groups: Vec<PathBuf> = record.cgroups.iter().map(|dir| dir.path().to_path_buf()).collect();
+        group::remove(&groups);
+        remove_files(store, &record)?;
+    }
+    Ok(0)
+}
+
+/// Removes a container's directory, with files in it that belong to subordinate ids.
+pub fn remove_files(store: &Store, record: &Record) -> Result<()> {
+    let dir = store.directory(&record.id);
+    let what = || format!("removing {}", dir.display());
+    match std::fs::remove_dir_all(&dir) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => match &record.maps {
+            Some(maps) if !rustix::process::geteuid().is_root() => remove_as_root(&dir, maps),
+            _ => Err(error).explain(what),
+        },
+        Err(error) => Err(error).explain(what),
+    }
+}
+
+/// Removes a directory as root of a user namespace with the container's maps.
+fn remove_as_root(dir: &Path, maps: &Maps) -> Result<()> {
+    let (ours, theirs) = Channel::pair()?;
+    match sys::clone_process(libc::CLONE_NEWUSER).explain(|| "making a user namespace".into())? {
+        Cloned::Child => {
+            drop(ours);
+            let removed = theirs
+                .receive::<Go>()
+                .and_then(|_| userns::become_root())
+                .and_then(|()| std::fs::remove_dir_all(dir).explain(|| format!("removing {}", dir.display())));
+            let text = removed.err().map(|error| format!("{error:#}"));
+            let _ = theirs.send(&text);
+            sys::exit_now(0)
+        }
+        Cloned::Parent(child) => {
+            drop(theirs);
+            debug_assert!(matches!(maps.method, MapMethod::Helpers | MapMethod::Direct { .. }));
+            userns::write_maps(child.pid, maps)?;
+            ours.send(&Go)?;
+            let result = ours.receive::<Option<String>>()?;
+            let _ = rustix::process::waitpid(rustix::process::Pid::from_raw(child.pid), rustix::process::WaitOptions::empty());
+            match result {
+                Some(None) => Ok(()),
+                Some(Some(message)) => bail!("{message}"),
+                None => bail!("removing {}: the helper process died", dir.display()),
+            }
+        }
+    }
+}

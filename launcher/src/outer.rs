@@ -1,0 +1,140 @@
+//! The process between the caller and the container: it has the user namespace (where there is
+//! one) and a mount namespace in which nothing is ever mounted, makes the union and volumes as
+//! detached mounts, starts the union daemon and init as the caller's children, and ends.
+//!
+//! The daemon stays behind in this mount namespace: pivot_root in the container's moves only what
+//! is in there, so the daemon never waits for its own mount.
+
+use crate::error::Explain;
+use crate::fsd::{self, FsConfig};
+use crate::init;
+use crate::plan::{Plan, UsernsPlan};
+use crate::selfexe;
+use crate::spec::{Root, Spec};
+use crate::step::{mount, userns, volumes};
+use crate::sync::{Channel, DaemonReport, Go, OuterReport};
+use crate::sys::{self, ChildProcess, Cloned};
+use anyhow::{Context, Result, bail};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// What the process is given.
+pub struct Outer<'a> {
+    /// What is asked for.
+    pub spec: &'a Spec,
+    /// How it is done.
+    pub plan: &'a Plan,
+    /// The union, where there is one.
+    pub union: Option<&'a FsConfig>,
+    /// The program to start the others from.
+    pub program: &'a OwnedFd,
+    /// To the caller.
+    pub report: &'a Channel,
+    /// Init's end of its connection to the caller.
+    pub init: &'a Channel,
+}
+
+impl Outer<'_> {
+    /// Runs in the new process and ends it.
+    pub fn run(&self) -> ! {
+        let code = match self.try_run() {
+            Ok(()) => 0,
+            Err(error) => {
+                let _ = self.report.send(&OuterReport::Failed(format!("{error:#}")));
+                1
+            }
+        };
+        sys::exit_now(code)
+    }
+
+    fn try_run(&self) -> Result<()> {
+        if self.report.receive::<Go>()?.is_none() {
+            bail!("ulaunch is gone");
+        }
+        if matches!(self.plan.userns, UsernsPlan::Outer(_)) {
+            userns::become_root()?;
+        }
+        mount::make_private()?;
+        let root = match (&self.spec.root, self.union) {
+            (Root::Directory(path), _) => mount::clone_host(path.path(), true).remedy(
+                || format!("--rootfs {}", path.path().display()),
+                |_| "give an existing directory",
+            )?,
+            (Root::Union(_), Some(config)) => self.start_union(config)?,
+            (Root::Union(_), None) => bail!("no union was planned"),
+        };
+        let mut slots = vec![root];
+        for volume in &self.spec.volumes {
+            slots.push(volumes::prepare(volume)?);
+        }
+        let child = self.start_init(&slots)?;
+        self.report.send_with(&OuterReport::Init(child.pid), &[child.pidfd.as_fd()])
+    }
+
+    /// Makes the mount and starts its daemon; returns when it answers.
+    fn start_union(&self, config: &FsConfig) -> Result<OwnedFd> {
+        let device = fsd::open_device()?;
+        let mount = fsd::make_mount(&device)?;
+        let (ours, theirs) = Channel::pair()?;
+        let file = selfexe::value_file(config)?;
+        match sys::clone_process(libc::CLONE_PARENT).explain(|| "starting the union daemon".into())? {
+            Cloned::Child => {
+                let fds = [theirs.as_fd(), device.as_fd(), file.as_fd()];
+                let error = selfexe::exec(self.program.as_fd(), fsd::COMMAND, &fds);
+                let _ = theirs.send(&DaemonReport::Failed(format!("{error:#}")));
+                sys::exit_now(1)
+            }
+            Cloned::Parent(daemon) => {
+                drop((theirs, device));
+                self.report.send_with(&OuterReport::Daemon(daemon.pid), &[daemon.pidfd.as_fd()])?;
+                match ours.receive::<DaemonReport>()? {
+                    Some(DaemonReport::Ready) => Ok(mount),
+                    Some(DaemonReport::Failed(message)) => bail!("{message}"),
+                    None => bail!("the union daemon ended before it answered"),
+                }
+            }
+        }
+    }
+
+    fn start_init(&self, slots: &[OwnedFd]) -> Result<ChildProcess> {
+        let mut flags = self.plan.namespaces | libc::CLONE_PARENT;
+        if matches!(self.plan.userns, UsernsPlan::Inner(_)) {
+            flags |= libc::CLONE_NEWUSER;
+        }
+        let file = selfexe::value_file(&self.plan.init)?;
+        match sys::clone_process(flags).explain(|| "making the container's namespaces".into())? {
+            Cloned::Child => {
+                let mut fds = vec![self.init.as_fd(), file.as_fd()];
+                fds.extend(slots.iter().map(AsFd::as_fd));
+                let error = selfexe::exec(self.program.as_fd(), init::COMMAND, &fds);
+                init::report_failure(self.init, &error);
+                sys::exit_now(1)
+            }
+            Cloned::Parent(child) => Ok(child),
+        }
+    }
+}
+
+/// The namespaces of this process.
+pub fn flags(plan: &Plan) -> libc::c_int {
+    match plan.userns {
+        UsernsPlan::Outer(_) => libc::CLONE_NEWUSER | libc::CLONE_NEWNS,
+        UsernsPlan::Host | UsernsPlan::Inner(_) => libc::CLONE_NEWNS,
+    }
+}
+
+/// Starts the process. `in_child` runs in it and does not return.
+pub fn start(plan: &Plan, in_child: impl FnOnce() -> ChildProcess) -> Result<ChildProcess> {
+    let started = sys::clone_process(flags(plan)).remedy(
+        || "making a user namespace".into(),
+        |errno| match errno {
+            rustix::io::Errno::PERM => "the host forbids it: sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns=0",
+            rustix::io::Errno::NOSPC | rustix::io::Errno::USERS => "raise sysctl user.max_user_namespaces",
+            rustix::io::Errno::INVAL => "the kernel was built without user namespaces",
+            _ => "",
+        },
+    );
+    match started.context("cannot start a container")? {
+        Cloned::Child => Ok(in_child()),
+        Cloned::Parent(child) => Ok(child),
+    }
+}

@@ -1,0 +1,257 @@
+//! `ulaunch run`: from the command line to a running container and its end.
+
+use crate::cgroup::group;
+use crate::cli::RunArgs;
+use crate::error::Explain;
+use crate::fsd::FsConfig;
+use crate::host::Facts;
+use crate::ostext::OsText;
+use crate::outer::{self, Outer};
+use crate::plan::{Caller, Plan, UsernsPlan};
+use crate::spec::{Limits, Root};
+use crate::state::{self, ProcessId, Record, Status, Store};
+use crate::step::{dev, userns};
+use crate::supervise::{Container, Outcome};
+use crate::sync::{Channel, Go, OuterReport};
+use crate::sys::{self, ChildProcess, Cloned};
+use crate::{manage, selfexe, terminal};
+use anyhow::{Context, Result, bail};
+use rustix::fs::{Mode, OFlags};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+/// Runs a container; returns the exit code for the user.
+pub fn run(store: &Store, args: RunArgs) -> Result<u8> {
+    // What the caller left open is none of the container's business.
+    sys::close_on_exec_from(3).explain(|| "closing inherited descriptors".into())?;
+    let name = args.name();
+    let spec = args.into_spec()?;
+    let facts = Facts::gather(spec.limits != Limits::default())?;
+    let id = state::new_id()?;
+    let caller = Caller {
+        terminal: terminal::size(),
+        term: std::env::var_os("TERM").map(OsText),
+    };
+    let plan = Plan::new(&id, &spec, &facts, &caller)?;
+    let fresh_layer = needs_layer(&spec.root);
+    let mut record = Record::new(id, name, spec);
+    record.maps = plan.userns.maps().cloned();
+    record.layer = layer_of(store, &record, fresh_layer);
+    record.cgroups = group::directories(&plan.cgroup).into_iter().map(OsText::from).collect();
+    store.create(&record, fresh_layer)?;
+    for notice in &plan.notices {
+        eprintln!("ulaunch: notice: {notice}");
+    }
+    if record.spec.detach {
+        return detach(store, record, &plan);
+    }
+    let outcome = supervise(store, &mut record, &plan);
+    finish(store, record, outcome)
+}
+
+/// Only readonly branches: the changes go to a fresh layer.
+fn needs_layer(root: &Root) -> bool {
+    match root {
+        Root::Directory(_) => false,
+        Root::Union(branches) => !branches.iter().any(|(_, perm)| perm.starts_with("rw")),
+    }
+}
+
+fn layer_of(store: &Store, record: &Record, fresh: bool) -> Option<OsText> {
+    match &record.spec.root {
+        Root::Union(_) if fresh => Some(store.layer(&record.id).into()),
+        Root::Union(branches) => {
+            branches.iter().find(|(_, perm)| perm.starts_with("rw")).map(|(path, _)| path.clone())
+        }
+        Root::Directory(path) => Some(path.clone()),
+    }
+}
+
+/// The supervisor goes on in the background; the id is printed once the command runs.
+fn detach(store: &Store, mut record: Record, plan: &Plan) -> Result<u8> {
+    let (ours, theirs) = Channel::pair()?;
+    match sys::clone_process(0).explain(|| "going to the background".into())? {
+        Cloned::Child => {
+            drop(ours);
+            rustix::process::setsid().ok();
+            let code = match redirect_to_log(store, &record.id) {
+                Ok(()) => {
+                    let outcome = supervise_with(store, &mut record, plan, Some(theirs));
+                    finish(store, record, outcome).unwrap_or_else(|error| {
+                        eprintln!("ulaunch: {error:#}");
+                        125
+                    })
+                }
+                Err(error) => {
+                    let _ = theirs.send(&Some(format!("{error:#}")));
+                    125
+                }
+            };
+            sys::exit_now(code.into())
+        }
+        Cloned::Parent(_) => {
+            drop(theirs);
+            match ours.receive::<Option<String>>()? {
+                Some(None) => {
+                    println!("{}", record.id);
+                    Ok(0)
+                }
+                Some(Some(message)) => bail!("{message}"),
+                None => bail!("the container ended before its command ran: see `ulaunch logs {}`", record.id),
+            }
+        }
+    }
+}
+
+fn redirect_to_log(store: &Store, id: &str) -> Result<()> {
+    let path = store.log(id);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let log = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600))
+        .explain(|| format!("writing {}", path.display()))?;
+    dev::null_stdio()?;
+    rustix::stdio::dup2_stdout(&log).explain(|| "redirecting the output".into())?;
+    rustix::stdio::dup2_stderr(&log).explain(|| "redirecting the output".into())
+}
+
+fn supervise(store: &Store, record: &mut Record, plan: &Plan) -> Result<Outcome> {
+    supervise_with(store, record, plan, None)
+}
+
+/// Starts the container and stays with it. `started` is told `None` once the command runs, else why
+/// it does not.
+fn supervise_with(store: &Store, record: &mut Record, plan: &Plan, started: Option<Channel>) -> Result<Outcome> {
+    let alive = store.lock_alive(&record.id)?;
+    record.supervisor = ProcessId::of(std::process::id() as i32);
+    let result = group::create(&plan.cgroup).and_then(|()| {
+        let outcome = start(store, record, plan).and_then(|mut container| {
+            container.on_started(started.as_ref().map(|channel| {
+                move || {
+                    let _ = channel.send(&None::<String>);
+                }
+            }))
+        });
+        for left in group::remove(&group::directories(&plan.cgroup)) {
+            eprintln!("ulaunch: notice: {}: still busy: remove it later with rmdir", left.display());
+        }
+        outcome
+    });
+    if let (Err(error), Some(channel)) = (&result, &started) {
+        let _ = channel.send(&Some(format!("{error:#}")));
+    }
+    store.forget_alive(&record.id);
+    drop(alive);
+    result
+}
+
+fn start(store: &Store, record: &mut Record, plan: &Plan) -> Result<Container> {
+    let signals = sys::block_signals().explain(|| "blocking signals".into())?;
+    let spec = record.spec.clone();
+    if !spec.interactive && !spec.tty {
+        let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .explain(|| "opening /dev/null".into())?;
+        rustix::stdio::dup2_stdin(&null).explain(|| "closing standard input".into())?;
+    }
+    let union = union_config(store, record, plan)?;
+    let program = selfexe::sealed()?;
+    let (report, report_theirs) = Channel::pair()?;
+    let (init, init_theirs) = Channel::pair()?;
+    let outer = Outer {
+        spec: &spec,
+        plan,
+        union: union.as_ref(),
+        program: &program,
+        report: &report_theirs,
+        init: &init_theirs,
+    };
+    let between = outer::start(plan, || {
+        // The launcher's own ends: the new process must not keep them open.
+        let _ = rustix::io::fcntl_setfd(&report, rustix::io::FdFlags::CLOEXEC);
+        outer.run()
+    })?;
+    drop((report_theirs, init_theirs));
+    if let UsernsPlan::Outer(maps) = &plan.userns {
+        userns::write_maps(between.pid, maps)?;
+    }
+    group::join(&plan.cgroup, between.pid, true)?;
+    report.send(&Go)?;
+    let mut daemon = None;
+    let init_process = loop {
+        let (message, mut fds) = report.receive_with::<OuterReport>()?.context("the container could not be made")?;
+        match (message, fds.pop()) {
+            (OuterReport::Daemon(pid), Some(pidfd)) => daemon = Some(ChildProcess { pid, pidfd }),
+            (OuterReport::Init(pid), Some(pidfd)) => break ChildProcess { pid, pidfd },
+            (OuterReport::Failed(message), _) => {
+                reap(&between);
+                if let Some(daemon) = daemon {
+                    reap(&daemon);
+                }
+                bail!("{message}");
+            }
+            _ => bail!("a process of the container reported without its descriptor"),
+        }
+    };
+    reap(&between);
+    if let UsernsPlan::Inner(maps) = &plan.userns {
+        userns::write_maps(init_process.pid, maps)?;
+    }
+    group::join(&plan.cgroup, init_process.pid, false)?;
+    record.init = ProcessId::of(init_process.pid);
+    record.daemon = daemon.as_ref().and_then(|d| ProcessId::of(d.pid));
+    record.status = Status::Running;
+    store.save(record)?;
+    init.send(&Go)?;
+    Ok(Container { init: init_process, daemon, channel: init, signals, oom: plan.cgroup.oom_counter.clone(), memory: spec.limits.memory })
+}
+
+/// Waits for a child and takes its status away.
+fn reap(child: &ChildProcess) {
+    let pid = rustix::process::Pid::from_raw(child.pid);
+    let _ = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty());
+}
+
+/// The union of this container, its fresh layer prepared to look like the branch below it.
+fn union_config(store: &Store, record: &Record, plan: &Plan) -> Result<Option<FsConfig>> {
+    let Root::Union(asked) = &record.spec.root else { return Ok(None) };
+    let mut branches = asked.clone();
+    if needs_layer(&record.spec.root) {
+        let layer = store.layer(&record.id);
+        if let Some((top, _)) = branches.first() {
+            let what = || format!("--branch {}", top.path().display());
+            let like = std::fs::metadata(top.path()).remedy(what, |_| "give an existing directory")?;
+            let mode = std::fs::Permissions::from_mode(like.mode() & 0o7777);
+            std::fs::set_permissions(&layer, mode).explain(what)?;
+        }
+        branches.insert(0, (layer.into(), "rw".into()));
+    }
+    let (uid_map, gid_map) = match &plan.userns {
+        UsernsPlan::Inner(maps) => (maps.uids.clone(), maps.gids.clone()),
+        _ => (Vec::new(), Vec::new()),
+    };
+    Ok(Some(FsConfig { branches, hidden: store.directories(), uid_map, gid_map }))
+}
+
+/// Records the end, removes what is not kept, and tells the user.
+fn finish(store: &Store, mut record: Record, outcome: Result<Outcome>) -> Result<u8> {
+    let (code, reason, oom_kills) = match outcome {
+        Ok(outcome) => (outcome.code, outcome.reason, outcome.oom_kills),
+        Err(error) => (125, Some(format!("{error:#}")), 0),
+    };
+    if let Some(reason) = &reason {
+        let _ = writeln!(std::io::stderr(), "ulaunch: {reason}");
+    }
+    record.status = Status::Exited;
+    record.finished = Some(state::now());
+    record.exit_code = Some(code);
+    record.oom_kills = oom_kills;
+    let never_ran = record.init.is_none();
+    record.reason = reason;
+    (record.supervisor, record.init, record.daemon) = (None, None, None);
+    record.cgroups.clear();
+    if record.spec.remove || never_ran {
+        manage::remove_files(store, &record)?;
+    } else {
+        store.save(&record)?;
+    }
+    Ok(code)
+}
+

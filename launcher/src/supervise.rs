@@ -1,0 +1,169 @@
+//! The launcher while a container runs: one thread that waits for its processes, signals and
+//! terminal, and ends everything when one part of it ends.
+
+use crate::cgroup::group;
+use crate::cgroup::plan::OomCounter;
+use crate::error::Explain;
+use crate::sync::{Channel, Ending, InitReport};
+use crate::sys::{self, ChildProcess};
+use crate::terminal::Relay;
+use anyhow::Result;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitOptions, waitpid};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Seconds that the union daemon has for ending after the container.
+const DAEMON_SECONDS: i64 = 5;
+
+/// A container that was just started.
+pub struct Container {
+    /// PID 1.
+    pub init: ChildProcess,
+    /// The union daemon.
+    pub daemon: Option<ChildProcess>,
+    /// To init.
+    pub channel: Channel,
+    /// The launcher's signals.
+    pub signals: OwnedFd,
+    /// Where kills for lack of memory are counted.
+    pub oom: Option<OomCounter>,
+    /// The memory limit, for the message.
+    pub memory: Option<u64>,
+}
+
+/// How it ended.
+pub struct Outcome {
+    /// For the user.
+    pub code: u8,
+    /// What the code does not tell.
+    pub reason: Option<String>,
+    /// Processes killed for lack of memory.
+    pub oom_kills: u64,
+}
+
+/// Why the loop was left.
+enum End {
+    Command(Ending),
+    Refused(u8, String),
+    DaemonDied,
+    InitDied,
+}
+
+impl Container {
+    /// Stays until the end. `started` is called when the command runs.
+    pub fn on_started(&mut self, started: Option<impl FnOnce()>) -> Result<Outcome> {
+        let end = self.wait(started);
+        // Whatever it was: nothing of the container survives it.
+        let _ = sys::pidfd_signal(self.init.pidfd.as_fd(), libc::SIGKILL);
+        reap(&self.init);
+        let daemon_status = self.end_daemon();
+        let oom_kills = self.oom.as_ref().map_or(0, group::oom_kills);
+        let mut outcome = match end? {
+            End::Command(ending) => Outcome { code: ending.exit_code(), reason: None, oom_kills },
+            End::Refused(code, reason) => Outcome { code, reason: Some(reason), oom_kills },
+            End::DaemonDied => Outcome { code: 125, reason: Some(format!("union daemon died ({daemon_status}): the container was ended")), oom_kills },
+            End::InitDied => Outcome { code: 137, reason: Some("the container was killed (SIGKILL)".into()), oom_kills },
+        };
+        if oom_kills > 0 && outcome.code == 137 {
+            let limit = self.memory.map_or("memory limit".to_owned(), |m| format!("memory limit {}M", m >> 20));
+            outcome.reason = Some(format!("killed: {limit} exceeded"));
+        }
+        Ok(outcome)
+    }
+
+    fn wait(&mut self, started: Option<impl FnOnce()>) -> Result<End> {
+        let mut started = started;
+        let mut relay: Option<Relay> = None;
+        loop {
+            let mut fds: Vec<PollFd<'_>> = vec![
+                PollFd::new(&self.channel, PollFlags::IN),
+                PollFd::new(&self.signals, PollFlags::IN),
+            ];
+            let daemon = self.daemon.as_ref().map(|d| d.pidfd.as_fd());
+            fds.extend(daemon.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+            let relay_at = fds.len();
+            let relayed: Vec<BorrowedFd<'_>> = relay.as_ref().map(Relay::inputs).unwrap_or_default();
+            fds.extend(relayed.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno).explain(|| "waiting for the container".into()),
+            }
+            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            drop(fds);
+            if ready[1] {
+                self.forward_signals(relay.as_ref())?;
+            }
+            if let Some(relay) = &mut relay {
+                relay.copy(&ready[relay_at..]);
+            }
+            if ready[0] {
+                match self.channel.receive_with::<InitReport>()? {
+                    None => return Ok(End::InitDied),
+                    Some((InitReport::Exited(ending), _)) => {
+                        if let Some(relay) = &mut relay {
+                            relay.drain();
+                        }
+                        return Ok(End::Command(ending));
+                    }
+                    Some((InitReport::Failed { code, message }, _)) => return Ok(End::Refused(code, message)),
+                    Some((InitReport::Notice(text), _)) => eprintln!("ulaunch: notice: {text}"),
+                    Some((InitReport::Terminal, mut fds)) => {
+                        relay = fds.pop().map(Relay::start).transpose()?;
+                    }
+                    Some((InitReport::Started, _)) => {
+                        if let Some(started) = started.take() {
+                            started();
+                        }
+                    }
+                }
+            } else if relay_at == 3 && ready[2] {
+                return Ok(End::DaemonDied);
+            }
+        }
+    }
+
+    /// Signals to the launcher are meant for the command.
+    fn forward_signals(&self, relay: Option<&Relay>) -> Result<()> {
+        while let Some(signal) = sys::next_signal(&self.signals).explain(|| "reading a signal".into())? {
+            match signal.number {
+                libc::SIGCHLD | libc::SIGPIPE | libc::SIGURG => {}
+                libc::SIGWINCH => {
+                    if let Some(relay) = relay {
+                        relay.resize();
+                    }
+                }
+                // Stops the launcher alone; the command has a session of its own.
+                libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU => {
+                    let _ = sys::kill(std::process::id() as i32, libc::SIGSTOP);
+                }
+                number => {
+                    let _ = sys::pidfd_signal(self.init.pidfd.as_fd(), number);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The daemon ends by itself when the last mount of its union is gone. Tells how it ended.
+    fn end_daemon(&mut self) -> String {
+        let Some(daemon) = self.daemon.take() else { return String::new() };
+        let mut fds = [PollFd::new(&daemon.pidfd, PollFlags::IN)];
+        let timeout = Timespec { tv_sec: DAEMON_SECONDS, tv_nsec: 0 };
+        if poll(&mut fds, Some(&timeout)) == Ok(0) {
+            let _ = sys::pidfd_signal(daemon.pidfd.as_fd(), libc::SIGKILL);
+        }
+        match waitpid(Pid::from_raw(daemon.pid), WaitOptions::empty()) {
+            Ok(Some((_, status))) => match (status.terminating_signal(), status.exit_status()) {
+                (Some(signal), _) => format!("signal {signal}"),
+                (None, Some(code)) => format!("exit code {code}"),
+                _ => "unknown".into(),
+            },
+            _ => "unknown".into(),
+        }
+    }
+}
+
+fn reap(child: &ChildProcess) {
+    let _ = waitpid(Pid::from_raw(child.pid), WaitOptions::empty());
+}
