@@ -30,6 +30,8 @@ pub struct FsConfig {
     pub uid_map: Vec<IdMapping>,
     /// The same for groups.
     pub gid_map: Vec<IdMapping>,
+    /// Owners that have no id in the daemon's user namespace show as root.
+    pub foreign_as_root: bool,
 }
 
 /// Opens /dev/fuse in the user namespace of the caller, as the kernel demands for mounting it there.
@@ -87,6 +89,9 @@ fn run(channel: &Arc<Channel>, device: OwnedFd, config: OwnedFd) -> Result<()> {
     let mut spec = MountSpec::parse(&[options(&config)])?;
     spec.options.uid_map = id_map(&config.uid_map);
     spec.options.gid_map = id_map(&config.gid_map);
+    if config.foreign_as_root {
+        (spec.options.uid_map, spec.options.gid_map) = (foreign_as_root(), foreign_as_root());
+    }
     let mut union = Union::open(&spec)?;
     for path in &config.hidden {
         union.hide(path.path())?;
@@ -107,6 +112,20 @@ fn id_map(ranges: &[IdMapping]) -> IdMap {
     // container's.
     let range = |r: &IdMapping| IdRange { branch: r.inside, mount: r.outside, count: r.count };
     IdMap(ranges.iter().map(range).collect())
+}
+
+/// The id that the kernel shows for owners without one (/proc/sys/kernel/overflowuid).
+const OVERFLOW_ID: u32 = 65_534;
+
+/// All ids as they are, but the overflow id as 0. New files of 0 belong to 0, since the first range
+/// that fits is taken.
+fn foreign_as_root() -> IdMap {
+    let same = |first: u32, count| IdRange { branch: first, mount: first, count };
+    IdMap(vec![
+        same(0, OVERFLOW_ID),
+        IdRange { branch: OVERFLOW_ID, mount: 0, count: 1 },
+        same(OVERFLOW_ID + 1, u32::MAX - OVERFLOW_ID - 1),
+    ])
 }
 
 /// The union's options in the AUFS grammar.

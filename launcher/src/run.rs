@@ -8,7 +8,7 @@ use crate::host::Facts;
 use crate::ostext::OsText;
 use crate::outer::{self, Outer};
 use crate::plan::{Caller, Plan, UsernsPlan};
-use crate::spec::{Limits, Root};
+use crate::spec::{Limits, Root, Volume};
 use crate::state::{self, ProcessId, Record, Status, Store};
 use crate::step::{dev, userns};
 use crate::supervise::{Container, Outcome};
@@ -20,18 +20,30 @@ use rustix::fs::{Mode, OFlags};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+/// Where `ulaunch` inside a container keeps its layers.
+const NESTED_DATA: &str = "/var/lib/ulaunch";
+
 /// Runs a container; returns the exit code for the user.
 pub fn run(store: &Store, args: RunArgs) -> Result<u8> {
     // What the caller left open is none of the container's business.
     sys::close_on_exec_from(3).explain(|| "closing inherited descriptors".into())?;
     let name = args.name();
-    let spec = args.into_spec()?;
+    let mut spec = args.into_spec()?;
     let facts = Facts::gather(spec.limits != Limits::default())?;
     let id = state::new_id()?;
     let caller = Caller {
         terminal: terminal::size(),
         term: std::env::var_os("TERM").map(OsText),
     };
+    if spec.security.nest {
+        // A union refuses the names that another one on top of it needs for its bookkeeping, so
+        // containers inside keep their layers in a directory that is none.
+        spec.volumes.push(Volume {
+            source: store.nested(&id).into(),
+            target: NESTED_DATA.into(),
+            read_only: false,
+        });
+    }
     let plan = Plan::new(&id, &spec, &facts, &caller)?;
     let fresh_layer = needs_layer(&spec.root);
     let mut record = Record::new(id, name, spec);
@@ -223,11 +235,13 @@ fn union_config(store: &Store, record: &Record, plan: &Plan) -> Result<Option<Fs
         }
         branches.insert(0, (layer.into(), "rw".into()));
     }
+    // With few ids most owners in a tree have none here; `nobody` would lock even root out.
+    let foreign_as_root = matches!(plan.userns, UsernsPlan::Outer(_));
     let (uid_map, gid_map) = match &plan.userns {
         UsernsPlan::Inner(maps) => (maps.uids.clone(), maps.gids.clone()),
         _ => (Vec::new(), Vec::new()),
     };
-    Ok(Some(FsConfig { branches, hidden: store.directories(), uid_map, gid_map }))
+    Ok(Some(FsConfig { branches, hidden: store.directories(), uid_map, gid_map, foreign_as_root }))
 }
 
 /// Records the end, removes what is not kept, and tells the user.

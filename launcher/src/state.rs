@@ -181,6 +181,11 @@ impl Store {
         self.directory(id).join("upper")
     }
 
+    /// What containers inside the container keep.
+    pub fn nested(&self, id: &str) -> PathBuf {
+        self.directory(id).join("nested")
+    }
+
     /// Makes the container's directory and record; its name must be free.
     pub fn create(&self, record: &Record, layer: bool) -> Result<()> {
         let _lock = self.lock_all()?;
@@ -192,6 +197,9 @@ impl Store {
             let upper = self.layer(&record.id);
             let mut builder = std::fs::DirBuilder::new();
             builder.mode(0o755).create(&upper).explain(|| format!("making {}", upper.display()))?;
+        }
+        if record.spec.security.nest {
+            private_directory(&self.nested(&record.id))?;
         }
         self.save(record)
     }

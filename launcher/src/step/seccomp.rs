@@ -77,6 +77,9 @@ const NAMESPACES: &[i64] = &[
     libc::SYS_pivot_root,
     libc::SYS_setns,
     libc::SYS_unshare,
+    // The kernel still wants CAP_SYS_ADMIN over the namespace: one that was made inside.
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
 ];
 
 /// Calls refused without one of the capabilities named.
@@ -87,8 +90,6 @@ const BY_CAPABILITY: &[(&[&str], &[i64])] = &[
             libc::SYS_fanotify_init,
             libc::SYS_quotactl,
             libc::SYS_quotactl_fd,
-            libc::SYS_setdomainname,
-            libc::SYS_sethostname,
             libc::SYS_swapon,
             libc::SYS_swapoff,
             libc::SYS_lookup_dcookie,
