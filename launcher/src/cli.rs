@@ -210,7 +210,10 @@ impl RunArgs {
         let security = self.security()?;
         let userns = self.userns()?;
         let limits = self.limits()?;
-        let volumes = self.volumes.iter().map(|text| parse::volume(text).context("--volume"));
+        let volumes = self
+            .volumes
+            .iter()
+            .map(|text| parse::volume(text).context("--volume"));
         let tmpfs = self.tmpfs.iter().map(|text| {
             let path = parse::inside_path(text.as_bytes(), &text.to_string_lossy());
             Ok(OsText(path.context("--tmpfs")?))
@@ -225,7 +228,12 @@ impl RunArgs {
             tmpfs: tmpfs.collect::<Result<_>>()?,
             root: match self.rootfs {
                 Some(path) => Root::Directory(std::path::absolute(path)?.into()),
-                None => Root::Union(self.branches.iter().map(|text| absolute_branch(text)).collect::<Result<_>>()?),
+                None => Root::Union(
+                    self.branches
+                        .iter()
+                        .map(|text| absolute_branch(text))
+                        .collect::<Result<_>>()?,
+                ),
             },
             command: self.command.into_iter().map(OsText).collect(),
             user: self.user.map(OsText),
@@ -252,7 +260,9 @@ impl RunArgs {
             Some(text) => Some(parse::memory_swap(text).context("--memory-swap")?),
         };
         if let Some(swap) = memory_swap {
-            let memory = self.memory.context("--memory-swap: give --memory as well")?;
+            let memory = self
+                .memory
+                .context("--memory-swap: give --memory as well")?;
             ensure!(
                 swap.is_none_or(|total| total >= memory),
                 "--memory-swap is memory and swap together: give at least the value of --memory"
@@ -330,7 +340,11 @@ impl RunArgs {
 fn env_entry(text: &OsStr) -> Result<Option<OsText>> {
     let bytes = text.as_bytes();
     let key = bytes.split(|byte| *byte == b'=').next().unwrap_or_default();
-    ensure!(!key.is_empty(), "--env `{}`: no name: write KEY=VALUE", text.to_string_lossy());
+    ensure!(
+        !key.is_empty(),
+        "--env `{}`: no name: write KEY=VALUE",
+        text.to_string_lossy()
+    );
     if bytes.contains(&b'=') {
         return Ok(Some(OsText(text.to_owned())));
     }
@@ -342,16 +356,25 @@ fn env_entry(text: &OsStr) -> Result<Option<OsText>> {
 
 fn absolute_branch(text: &OsStr) -> Result<(OsText, String)> {
     let (path, perm) = parse::branch(text);
-    ensure!(!path.is_empty(), "--branch `{}`: no path: write PATH=ro", text.to_string_lossy());
+    ensure!(
+        !path.is_empty(),
+        "--branch `{}`: no path: write PATH=ro",
+        text.to_string_lossy()
+    );
     Ok((std::path::absolute(path)?.into(), perm))
 }
 
 fn security_option(security: &mut Security, option: &OsStr) -> Result<()> {
     let shown = option.to_string_lossy().into_owned();
-    let mut parts = option.as_bytes().splitn(2, |byte| *byte == b'=' || *byte == b':');
+    let mut parts = option
+        .as_bytes()
+        .splitn(2, |byte| *byte == b'=' || *byte == b':');
     let (key, value) = (parts.next().unwrap_or_default(), parts.next());
     let paths = |value: &[u8]| -> Result<Vec<OsText>> {
-        value.split(|byte| *byte == b':').map(|path| Ok(OsText(parse::inside_path(path, &shown)?))).collect()
+        value
+            .split(|byte| *byte == b':')
+            .map(|path| Ok(OsText(parse::inside_path(path, &shown)?)))
+            .collect()
     };
     match (key, value) {
         (b"seccomp", Some(b"unconfined")) => security.seccomp_unconfined = true,
@@ -395,7 +418,10 @@ mod tests {
         assert!(spec.interactive && spec.tty);
         assert_eq!(spec.command.len(), 3);
         let spec = self::spec(&["--branch", "/=ro", "--branch", "/a", "--", "-x"]).unwrap();
-        assert_eq!(spec.root, Root::Union(vec![("/".into(), "ro".into()), ("/a".into(), "ro".into())]));
+        assert_eq!(
+            spec.root,
+            Root::Union(vec![("/".into(), "ro".into()), ("/a".into(), "ro".into())])
+        );
         assert_eq!(spec.command, vec!["-x".into()]);
     }
 
@@ -408,7 +434,9 @@ mod tests {
             &["--rootfs", "/r", "-d", "-t", "sh"],
             &["--rootfs", "/r", "--memory-swap", "1g", "sh"],
             &["--rootfs", "/r", "-m", "2g", "--memory-swap", "1g", "sh"],
-            &["--rootfs", "/r", "--userns", "host", "--uidmap", "0:1:1", "sh"],
+            &[
+                "--rootfs", "/r", "--userns", "host", "--uidmap", "0:1:1", "sh",
+            ],
             &["--rootfs", "/r", "--userns", "map", "sh"],
             &["--rootfs", "/r", "--network", "bridge", "sh"],
             &["--rootfs", "/r", "--security-opt", "label=x", "sh"],
@@ -421,7 +449,18 @@ mod tests {
 
     #[test]
     fn the_environment_is_not_inherited() {
-        let spec = spec(&["--rootfs", "/r", "-e", "A=1", "-e", "PATH", "-e", "NO_SUCH_X", "sh"]).unwrap();
+        let spec = spec(&[
+            "--rootfs",
+            "/r",
+            "-e",
+            "A=1",
+            "-e",
+            "PATH",
+            "-e",
+            "NO_SUCH_X",
+            "sh",
+        ])
+        .unwrap();
         assert_eq!(spec.env.len(), 2);
     }
 }

@@ -47,7 +47,9 @@ fn walk(layer: &Path, below: &Path, lower: &[PathBuf], found: &mut Changes) -> R
             NameClass::Plain => {}
         }
         let path = below.join(&name);
-        let exists = lower.iter().any(|branch| branch.join(&path).symlink_metadata().is_ok());
+        let exists = lower
+            .iter()
+            .any(|branch| branch.join(&path).symlink_metadata().is_ok());
         let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
         let change = if exists { Change::C } else { Change::A };
         found.insert(Path::new("/").join(&path), change);
@@ -69,11 +71,29 @@ mod tests {
         for path in ["u/etc", "u/new", "l/etc", "l/gone", "u/.wh..wh.uaufs"] {
             std::fs::create_dir_all(dir.path().join(path)).unwrap();
         }
-        for path in ["u/etc/a", "u/etc/.wh.b", "u/new/.wh..wh..opq", "u/new/x", "u/.wh.gone", "l/etc/a", "l/etc/b"] {
+        for path in [
+            "u/etc/a",
+            "u/etc/.wh.b",
+            "u/new/.wh..wh..opq",
+            "u/new/x",
+            "u/.wh.gone",
+            "l/etc/a",
+            "l/etc/b",
+        ] {
             std::fs::write(dir.path().join(path), "").unwrap();
         }
         let found: Vec<_> = changes(&layer, &[lower]).unwrap().into_iter().collect();
-        let want = [("/etc", Change::C), ("/etc/a", Change::C), ("/etc/b", Change::D), ("/gone", Change::D), ("/new", Change::A), ("/new/x", Change::A)];
-        assert_eq!(found, want.map(|(path, change)| (PathBuf::from(path), change)));
+        let want = [
+            ("/etc", Change::C),
+            ("/etc/a", Change::C),
+            ("/etc/b", Change::D),
+            ("/gone", Change::D),
+            ("/new", Change::A),
+            ("/new/x", Change::A),
+        ];
+        assert_eq!(
+            found,
+            want.map(|(path, change)| (PathBuf::from(path), change))
+        );
     }
 }

@@ -86,7 +86,10 @@ mod tests {
     #[test]
     fn an_errno_is_named_and_explained() {
         let error = Err::<(), _>(Errno::PERM)
-            .remedy(|| "user namespaces".into(), |_| "set user.max_user_namespaces")
+            .remedy(
+                || "user namespaces".into(),
+                |_| "set user.max_user_namespaces",
+            )
             .unwrap_err();
         assert_eq!(
             error.to_string(),

@@ -46,7 +46,10 @@ pub fn make_mount(device: &OwnedFd) -> Result<OwnedFd> {
         mountpoint: "/".into(),
         source: "ulaunch".into(),
         subtype: "uaufs".into(),
-        flags: MountFlags { nodev: true, ..MountFlags::default() },
+        flags: MountFlags {
+            nodev: true,
+            ..MountFlags::default()
+        },
         read_only: false,
     };
     Ok(mount_detached(&request, device)?)
@@ -61,7 +64,10 @@ pub fn main(args: &[OsString]) -> u8 {
                 Ok(()) => 0,
                 Err(error) => {
                     let message = format!("{error:#}");
-                    if channel.send(&DaemonReport::Failed(message.clone())).is_err() {
+                    if channel
+                        .send(&DaemonReport::Failed(message.clone()))
+                        .is_err()
+                    {
                         eprintln!("ulaunch: union daemon: {message}");
                     }
                     1
@@ -77,7 +83,9 @@ pub fn main(args: &[OsString]) -> u8 {
 
 fn adopt(args: &[OsString]) -> Result<[OwnedFd; 3]> {
     let fds: Vec<OwnedFd> = sys::adopt_all(args)?;
-    fds.try_into().ok().context("fsd is started by ulaunch only")
+    fds.try_into()
+        .ok()
+        .context("fsd is started by ulaunch only")
 }
 
 fn run(channel: &Arc<Channel>, device: OwnedFd, config: OwnedFd) -> Result<()> {
@@ -110,7 +118,11 @@ fn run(channel: &Arc<Channel>, device: OwnedFd, config: OwnedFd) -> Result<()> {
 fn id_map(ranges: &[IdMapping]) -> IdMap {
     // The kernel speaks of host ids here (no user namespace owns the mount); the branches hold the
     // container's.
-    let range = |r: &IdMapping| IdRange { branch: r.inside, mount: r.outside, count: r.count };
+    let range = |r: &IdMapping| IdRange {
+        branch: r.inside,
+        mount: r.outside,
+        count: r.count,
+    };
     IdMap(ranges.iter().map(range).collect())
 }
 
@@ -120,10 +132,18 @@ const OVERFLOW_ID: u32 = 65_534;
 /// All ids as they are, but the overflow id as 0. New files of 0 belong to 0, since the first range
 /// that fits is taken.
 fn foreign_as_root() -> IdMap {
-    let same = |first: u32, count| IdRange { branch: first, mount: first, count };
+    let same = |first: u32, count| IdRange {
+        branch: first,
+        mount: first,
+        count,
+    };
     IdMap(vec![
         same(0, OVERFLOW_ID),
-        IdRange { branch: OVERFLOW_ID, mount: 0, count: 1 },
+        IdRange {
+            branch: OVERFLOW_ID,
+            mount: 0,
+            count: 1,
+        },
         same(OVERFLOW_ID + 1, u32::MAX - OVERFLOW_ID - 1),
     ])
 }

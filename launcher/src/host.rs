@@ -69,7 +69,9 @@ impl Facts {
 }
 
 fn read(path: &str) -> String {
-    std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    std::fs::read(path)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default()
 }
 
 fn required(path: &str) -> Result<String> {
@@ -114,7 +116,11 @@ fn id_map(text: &str) -> Vec<IdMapping> {
         .filter_map(|line| {
             let mut numbers = line.split_whitespace().map(|word| word.parse::<u32>());
             let mut next = || numbers.next()?.ok();
-            Some(IdMapping { inside: next()?, outside: next()?, count: next()? })
+            Some(IdMapping {
+                inside: next()?,
+                outside: next()?,
+                count: next()?,
+            })
         })
         .collect()
 }
@@ -126,16 +132,33 @@ mod tests {
     #[test]
     fn subordinate_ids_by_number_then_name() {
         let file = "alice:100000:65536\n# x\n1001:300000:10\nalice:200000:5\nbad:x:y\n";
-        let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let names = |list: &[&str]| {
+            list.iter()
+                .map(|name| (*name).to_owned())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(sub_ids(file, &names(&["1001", "alice"])), [(300_000, 10)]);
-        assert_eq!(sub_ids(file, &names(&["7", "alice"])), [(100_000, 65_536), (200_000, 5)]);
+        assert_eq!(
+            sub_ids(file, &names(&["7", "alice"])),
+            [(100_000, 65_536), (200_000, 5)]
+        );
         assert!(sub_ids(file, &names(&["7", "bad"])).is_empty());
     }
 
     #[test]
     fn maps_and_logins() {
         let map = id_map("         0          0 4294967295\n");
-        assert_eq!(map, [IdMapping { inside: 0, outside: 0, count: 4_294_967_295 }]);
-        assert_eq!(login_name("root:x:0:0::/:\nu:x:1001:1::/:\n", 1001), Some("u".into()));
+        assert_eq!(
+            map,
+            [IdMapping {
+                inside: 0,
+                outside: 0,
+                count: 4_294_967_295
+            }]
+        );
+        assert_eq!(
+            login_name("root:x:0:0::/:\nu:x:1001:1::/:\n", 1001),
+            Some("u".into())
+        );
     }
 }

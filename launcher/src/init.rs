@@ -25,7 +25,9 @@ pub fn main(args: &[OsString]) -> ! {
             sys::exit_now(125)
         }
     };
-    let (Some(channel), Some(plan)) = (fds.next(), fds.next()) else { sys::exit_now(125) };
+    let (Some(channel), Some(plan)) = (fds.next(), fds.next()) else {
+        sys::exit_now(125)
+    };
     let channel = Channel::adopt(channel);
     if let Err(error) = run(&channel, plan, fds.map(Some).collect()) {
         report_failure(&channel, &error);
@@ -35,7 +37,10 @@ pub fn main(args: &[OsString]) -> ! {
 
 /// Tells the caller why there is no container.
 pub fn report_failure(channel: &Channel, error: &anyhow::Error) {
-    let _ = channel.send(&InitReport::Failed { code: 125, message: format!("{error:#}") });
+    let _ = channel.send(&InitReport::Failed {
+        code: 125,
+        message: format!("{error:#}"),
+    });
 }
 
 /// Dies with the launcher. Changing ids or programs undoes it, so it is said again after that.
@@ -53,7 +58,10 @@ fn run(channel: &Channel, plan: OwnedFd, slots: Vec<Option<OwnedFd>>) -> Result<
         sys::exit_now(125);
     }
     let plan: InitPlan = selfexe::read_value(plan)?;
-    let mut steps = Steps { slots, ..Steps::default() };
+    let mut steps = Steps {
+        slots,
+        ..Steps::default()
+    };
     for step in &plan.steps {
         step.run(&mut steps)?;
     }
@@ -114,7 +122,10 @@ fn give_up_privileges() -> Result<()> {
 
 fn serve(channel: &Channel, signals: &OwnedFd, command: i32) -> Result<()> {
     loop {
-        let mut fds = [PollFd::new(signals, PollFlags::IN), PollFd::new(channel, PollFlags::IN)];
+        let mut fds = [
+            PollFd::new(signals, PollFlags::IN),
+            PollFd::new(channel, PollFlags::IN),
+        ];
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => bail!("waiting: {errno}"),

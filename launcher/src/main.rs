@@ -45,14 +45,22 @@ fn main() -> std::process::ExitCode {
             eprintln!("ulaunch: {error:#}");
             LAUNCHER_ERROR
         }),
-        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+            ) =>
+        {
             print!("{error}");
             0
         }
         Err(error) => {
             let text = error.to_string();
             let line = text.lines().next().unwrap_or_default();
-            eprintln!("ulaunch: {}: see `ulaunch --help`", line.trim_start_matches("error: "));
+            eprintln!(
+                "ulaunch: {}: see `ulaunch --help`",
+                line.trim_start_matches("error: ")
+            );
             LAUNCHER_ERROR
         }
     };

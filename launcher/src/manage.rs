@@ -48,8 +48,18 @@ pub fn ps(store: &Store, all: bool, json: bool) -> Result<u8> {
             (false, Some(code)) => format!("exited {code}"),
             (false, None) => "dead".to_owned(),
         };
-        let command: Vec<_> = record.spec.command.iter().map(|word| word.to_string_lossy()).collect();
-        println!("{:<14}{:<18}{status:<12}{}", record.id, record.name, command.join(" "));
+        let command: Vec<_> = record
+            .spec
+            .command
+            .iter()
+            .map(|word| word.to_string_lossy())
+            .collect();
+        println!(
+            "{:<14}{:<18}{status:<12}{}",
+            record.id,
+            record.name,
+            command.join(" ")
+        );
     }
     Ok(0)
 }
@@ -64,11 +74,19 @@ pub fn inspect(store: &Store, name: &str) -> Result<u8> {
 pub fn diff(store: &Store, name: &str, json: bool) -> Result<u8> {
     let record = store.find(name)?;
     let Root::Union(branches) = &record.spec.root else {
-        bail!("{name}: runs on a plain directory (--rootfs), which keeps no record of changes: use --branch");
+        bail!(
+            "{name}: runs on a plain directory (--rootfs), which keeps no record of changes: use --branch"
+        );
     };
-    let layer = record.layer.as_ref().context("the container has no writable layer")?;
-    let lower: Vec<PathBuf> =
-        branches.iter().map(|(path, _)| path.path().to_path_buf()).filter(|path| path != layer.path()).collect();
+    let layer = record
+        .layer
+        .as_ref()
+        .context("the container has no writable layer")?;
+    let lower: Vec<PathBuf> = branches
+        .iter()
+        .map(|(path, _)| path.path().to_path_buf())
+        .filter(|path| path != layer.path())
+        .collect();
     let changes = diff::changes(layer.path(), &lower)?;
     if json {
         let list: Vec<_> = changes
@@ -91,8 +109,10 @@ pub fn diff(store: &Store, name: &str, json: bool) -> Result<u8> {
 pub fn logs(store: &Store, name: &str, follow: bool) -> Result<u8> {
     let record = store.find(name)?;
     let path = store.log(&record.id);
-    let mut log = std::fs::File::open(&path)
-        .remedy(|| format!("logs of {name}"), |_| "only detached containers (run -d) have a log")?;
+    let mut log = std::fs::File::open(&path).remedy(
+        || format!("logs of {name}"),
+        |_| "only detached containers (run -d) have a log",
+    )?;
     let mut out = std::io::stdout().lock();
     loop {
         let running = is_running(store, &record);
@@ -123,7 +143,10 @@ pub fn wait(store: &Store, name: &str) -> Result<u8> {
 
 fn running_init(store: &Store, name: &str) -> Result<(Record, OwnedFd)> {
     let record = store.find(name)?;
-    ensure!(is_running(store, &record), "{name}: is not running: see `ulaunch ps -a`");
+    ensure!(
+        is_running(store, &record),
+        "{name}: is not running: see `ulaunch ps -a`"
+    );
     let init = record.init.and_then(|process| process.open());
     let init = init.with_context(|| format!("{name}: is not running any more"))?;
     Ok((record, init))
@@ -131,8 +154,9 @@ fn running_init(store: &Store, name: &str) -> Result<(Record, OwnedFd)> {
 
 /// `ulaunch kill`
 pub fn kill(store: &Store, name: &str, signal: &str) -> Result<u8> {
-    let number = signal_number(signal)
-        .with_context(|| format!("--signal {signal}: unknown: use a name such as TERM, or a number"))?;
+    let number = signal_number(signal).with_context(|| {
+        format!("--signal {signal}: unknown: use a name such as TERM, or a number")
+    })?;
     let (_, init) = running_init(store, name)?;
     sys::pidfd_signal(init.as_fd(), number).explain(|| format!("signalling {name}"))?;
     Ok(0)
@@ -142,7 +166,10 @@ pub fn kill(store: &Store, name: &str, signal: &str) -> Result<u8> {
 pub fn stop(store: &Store, name: &str, seconds: u32) -> Result<u8> {
     let (record, init) = running_init(store, name)?;
     sys::pidfd_signal(init.as_fd(), libc::SIGTERM).explain(|| format!("signalling {name}"))?;
-    let timeout = Timespec { tv_sec: seconds.into(), tv_nsec: 0 };
+    let timeout = Timespec {
+        tv_sec: seconds.into(),
+        tv_nsec: 0,
+    };
     if poll(&mut [PollFd::new(&init, PollFlags::IN)], Some(&timeout)) == Ok(0) {
         let _ = sys::pidfd_signal(init.as_fd(), libc::SIGKILL);
     }
@@ -157,14 +184,27 @@ fn signal_number(text: &str) -> Option<i32> {
         return (1..=64).contains(&number).then_some(number);
     }
     const NAMES: [(&str, i32); 14] = [
-        ("HUP", libc::SIGHUP), ("INT", libc::SIGINT), ("QUIT", libc::SIGQUIT), ("ABRT", libc::SIGABRT),
-        ("KILL", libc::SIGKILL), ("USR1", libc::SIGUSR1), ("USR2", libc::SIGUSR2), ("PIPE", libc::SIGPIPE),
-        ("ALRM", libc::SIGALRM), ("TERM", libc::SIGTERM), ("CONT", libc::SIGCONT), ("STOP", libc::SIGSTOP),
-        ("TSTP", libc::SIGTSTP), ("WINCH", libc::SIGWINCH),
+        ("HUP", libc::SIGHUP),
+        ("INT", libc::SIGINT),
+        ("QUIT", libc::SIGQUIT),
+        ("ABRT", libc::SIGABRT),
+        ("KILL", libc::SIGKILL),
+        ("USR1", libc::SIGUSR1),
+        ("USR2", libc::SIGUSR2),
+        ("PIPE", libc::SIGPIPE),
+        ("ALRM", libc::SIGALRM),
+        ("TERM", libc::SIGTERM),
+        ("CONT", libc::SIGCONT),
+        ("STOP", libc::SIGSTOP),
+        ("TSTP", libc::SIGTSTP),
+        ("WINCH", libc::SIGWINCH),
     ];
     let name = text.to_ascii_uppercase();
     let name = name.strip_prefix("SIG").unwrap_or(&name);
-    NAMES.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
+    NAMES
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, number)| *number)
 }
 
 /// `ulaunch rm`
@@ -172,7 +212,10 @@ pub fn rm(store: &Store, names: &[String], force: bool) -> Result<u8> {
     for name in names {
         let record = store.find(name)?;
         if is_running(store, &record) {
-            ensure!(force, "{name}: is running (EBUSY): stop it first, or use --force");
+            ensure!(
+                force,
+                "{name}: is running (EBUSY): stop it first, or use --force"
+            );
             if let Some(init) = record.init.and_then(|process| process.open()) {
                 let _ = sys::pidfd_signal(init.as_fd(), libc::SIGKILL);
             }
@@ -181,7 +224,11 @@ pub fn rm(store: &Store, names: &[String], force: bool) -> Result<u8> {
             }
         }
         // A launcher that was killed could not do it.
-        let groups: Vec<PathBuf> = record.cgroups.iter().map(|dir| dir.path().to_path_buf()).collect();
+        let groups: Vec<PathBuf> = record
+            .cgroups
+            .iter()
+            .map(|dir| dir.path().to_path_buf())
+            .collect();
         group::remove(&groups);
         remove_files(store, &record)?;
     }
@@ -212,18 +259,26 @@ fn remove_as_root(dir: &Path, maps: &Maps) -> Result<()> {
             let removed = theirs
                 .receive::<Go>()
                 .and_then(|_| userns::become_root())
-                .and_then(|()| std::fs::remove_dir_all(dir).explain(|| format!("removing {}", dir.display())));
+                .and_then(|()| {
+                    std::fs::remove_dir_all(dir).explain(|| format!("removing {}", dir.display()))
+                });
             let text = removed.err().map(|error| format!("{error:#}"));
             let _ = theirs.send(&text);
             sys::exit_now(0)
         }
         Cloned::Parent(child) => {
             drop(theirs);
-            debug_assert!(matches!(maps.method, MapMethod::Helpers | MapMethod::Direct { .. }));
+            debug_assert!(matches!(
+                maps.method,
+                MapMethod::Helpers | MapMethod::Direct { .. }
+            ));
             userns::write_maps(child.pid, maps)?;
             ours.send(&Go)?;
             let result = ours.receive::<Option<String>>()?;
-            let _ = rustix::process::waitpid(rustix::process::Pid::from_raw(child.pid), rustix::process::WaitOptions::empty());
+            let _ = rustix::process::waitpid(
+                rustix::process::Pid::from_raw(child.pid),
+                rustix::process::WaitOptions::empty(),
+            );
             match result {
                 Some(None) => Ok(()),
                 Some(Some(message)) => bail!("{message}"),

@@ -90,7 +90,11 @@ mod tests {
         for bytes in [&b"plain"[..], b"", b"\xff\xfe/x", "\u{e4}".as_bytes()] {
             let text = OsText(OsString::from_vec(bytes.to_vec()));
             let json = serde_json::to_string(&text).unwrap();
-            assert_eq!(serde_json::from_str::<OsText>(&json).unwrap(), text, "{json}");
+            assert_eq!(
+                serde_json::from_str::<OsText>(&json).unwrap(),
+                text,
+                "{json}"
+            );
         }
     }
 }

@@ -67,7 +67,8 @@ impl Outer<'_> {
             slots.push(volumes::prepare(volume)?);
         }
         let child = self.start_init(&slots)?;
-        self.report.send_with(&OuterReport::Init(child.pid), &[child.pidfd.as_fd()])
+        self.report
+            .send_with(&OuterReport::Init(child.pid), &[child.pidfd.as_fd()])
     }
 
     /// Makes the mount and starts its daemon; returns when it answers.
@@ -76,7 +77,9 @@ impl Outer<'_> {
         let mount = fsd::make_mount(&device)?;
         let (ours, theirs) = Channel::pair()?;
         let file = selfexe::value_file(config)?;
-        match sys::clone_process(libc::CLONE_PARENT).explain(|| "starting the union daemon".into())? {
+        match sys::clone_process(libc::CLONE_PARENT)
+            .explain(|| "starting the union daemon".into())?
+        {
             Cloned::Child => {
                 let fds = [theirs.as_fd(), device.as_fd(), file.as_fd()];
                 let error = selfexe::exec(self.program.as_fd(), fsd::COMMAND, &fds);
@@ -85,7 +88,8 @@ impl Outer<'_> {
             }
             Cloned::Parent(daemon) => {
                 drop((theirs, device));
-                self.report.send_with(&OuterReport::Daemon(daemon.pid), &[daemon.pidfd.as_fd()])?;
+                self.report
+                    .send_with(&OuterReport::Daemon(daemon.pid), &[daemon.pidfd.as_fd()])?;
                 match ours.receive::<DaemonReport>()? {
                     Some(DaemonReport::Ready) => Ok(mount),
                     Some(DaemonReport::Failed(message)) => bail!("{message}"),

@@ -26,13 +26,20 @@ pub fn size(text: &str) -> Result<u64> {
 /// A size limit for `--memory`; the kernel needs some memory to run anything at all.
 pub fn memory(text: &str) -> Result<u64> {
     let bytes = size(text)?;
-    ensure!(bytes >= 4 << 20, "`{text}` is too little memory: give at least 4M");
+    ensure!(
+        bytes >= 4 << 20,
+        "`{text}` is too little memory: give at least 4M"
+    );
     Ok(bytes)
 }
 
 /// `--memory-swap`: a size, or -1 for no limit.
 pub fn memory_swap(text: &str) -> Result<Option<u64>> {
-    if text == "-1" { Ok(None) } else { size(text).map(Some) }
+    if text == "-1" {
+        Ok(None)
+    } else {
+        size(text).map(Some)
+    }
 }
 
 /// `--cpus`: a decimal number of CPUs, in thousandths.
@@ -44,8 +51,14 @@ pub fn milli_cpus(text: &str) -> Result<u64> {
     let digits: String = fraction.chars().chain("000".chars()).take(3).collect();
     strict_number(fraction).ok_or_else(wrong)?;
     let milli = strict_number(&digits).ok_or_else(wrong)?;
-    let total = whole.checked_mul(1000).and_then(|w| w.checked_add(milli)).ok_or_else(wrong)?;
-    ensure!(total >= 10, "`{text}` is too little: give at least 0.01 CPUs");
+    let total = whole
+        .checked_mul(1000)
+        .and_then(|w| w.checked_add(milli))
+        .ok_or_else(wrong)?;
+    ensure!(
+        total >= 10,
+        "`{text}` is too little: give at least 0.01 CPUs"
+    );
     Ok(total)
 }
 
@@ -72,7 +85,10 @@ pub fn cpu_list(text: &str) -> Result<String> {
             let (from, to) = part.split_once('-').unwrap_or((part, part));
             matches!((strict_number(from), strict_number(to)), (Some(a), Some(b)) if a <= b)
         });
-    ensure!(good, "`{text}` is not a list of CPUs: write for example 0-2,4");
+    ensure!(
+        good,
+        "`{text}` is not a list of CPUs: write for example 0-2,4"
+    );
     Ok(text.to_owned())
 }
 
@@ -84,24 +100,36 @@ pub fn strict_number(text: &str) -> Option<u64> {
 
 /// A user or group id: a decimal number below 4294967295 (which means "no change" to the kernel).
 pub fn id(text: &str) -> Option<u32> {
-    strict_number(text).and_then(|id| u32::try_from(id).ok()).filter(|id| *id != u32::MAX)
+    strict_number(text)
+        .and_then(|id| u32::try_from(id).ok())
+        .filter(|id| *id != u32::MAX)
 }
 
 /// The name of a container.
 pub fn container_name(text: &str) -> Result<String> {
     let mut bytes = text.bytes();
-    let good = bytes.next().is_some_and(|first| first.is_ascii_alphanumeric() || first == b'_')
+    let good = bytes
+        .next()
+        .is_some_and(|first| first.is_ascii_alphanumeric() || first == b'_')
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
         && text.len() <= 128;
-    ensure!(good, "`{text}` is not a name: use letters, digits, `_`, `.` and `-`, at most 128");
+    ensure!(
+        good,
+        "`{text}` is not a name: use letters, digits, `_`, `.` and `-`, at most 128"
+    );
     Ok(text.to_owned())
 }
 
 /// A host name, hostname(7): at most 64 bytes.
 pub fn hostname(text: &str) -> Result<String> {
     let good = (1..=64).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
-    ensure!(good, "`{text}` is not a host name: use letters, digits, `.` and `-`, at most 64");
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
+    ensure!(
+        good,
+        "`{text}` is not a host name: use letters, digits, `.` and `-`, at most 64"
+    );
     Ok(text.to_owned())
 }
 
@@ -121,14 +149,24 @@ pub fn volume(text: &OsStr) -> Result<Volume> {
     };
     ensure!(!source.is_empty(), "`{shown}` has no source: write SRC:DST");
     let source = std::path::absolute(Path::new(OsStr::from_bytes(source)))?;
-    Ok(Volume { source: source.into(), target: inside_path(target, &shown)?.into(), read_only })
+    Ok(Volume {
+        source: source.into(),
+        target: inside_path(target, &shown)?.into(),
+        read_only,
+    })
 }
 
 /// A mount target inside: absolute, without `..`, not `/` itself.
 pub fn inside_path(path: &[u8], shown: &str) -> Result<OsString> {
     let parts = || path.split(|byte| *byte == b'/');
-    ensure!(path.first() == Some(&b'/'), "`{shown}`: the path inside must be absolute");
-    ensure!(parts().all(|part| part != b".."), "`{shown}`: `..` is not allowed inside");
+    ensure!(
+        path.first() == Some(&b'/'),
+        "`{shown}`: the path inside must be absolute"
+    );
+    ensure!(
+        parts().all(|part| part != b".."),
+        "`{shown}`: `..` is not allowed inside"
+    );
     ensure!(
         parts().any(|part| !part.is_empty() && part != b"."),
         "`{shown}`: `/` itself is given by --rootfs or --branch"
@@ -146,7 +184,10 @@ pub fn branch(text: &OsStr) -> (OsString, String) {
         let word = String::from_utf8_lossy(&bytes[at + 1..]);
         let first = word.split('+').next().unwrap_or_default();
         if matches!(first, "rw" | "ro" | "rr") {
-            return (OsStr::from_bytes(&bytes[..at]).to_owned(), word.into_owned());
+            return (
+                OsStr::from_bytes(&bytes[..at]).to_owned(),
+                word.into_owned(),
+            );
         }
     }
     (text.to_owned(), "ro".to_owned())
@@ -161,9 +202,15 @@ pub fn id_mapping(text: &str) -> Result<IdMapping> {
                 && inside.checked_add(count).is_some()
                 && outside.checked_add(count).is_some() =>
         {
-            Ok(IdMapping { inside, outside, count })
+            Ok(IdMapping {
+                inside,
+                outside,
+                count,
+            })
         }
-        _ => bail!("`{text}` is not an id map: write CONTAINER:HOST:COUNT, for example 0:100000:65536"),
+        _ => bail!(
+            "`{text}` is not an id map: write CONTAINER:HOST:COUNT, for example 0:100000:65536"
+        ),
     }
 }
 
@@ -200,9 +247,20 @@ pub fn ulimit(text: &str) -> Result<Ulimit> {
         digits => strict_number(digits),
     };
     let (soft, hard) = values.split_once(':').unwrap_or((values, values));
-    let (soft, hard) = (value(soft).ok_or_else(wrong)?, value(hard).ok_or_else(wrong)?);
-    ensure!(soft <= hard, "`{text}`: the soft limit is above the hard one");
-    Ok(Ulimit { name: name.to_owned(), resource: *resource, soft, hard })
+    let (soft, hard) = (
+        value(soft).ok_or_else(wrong)?,
+        value(hard).ok_or_else(wrong)?,
+    );
+    ensure!(
+        soft <= hard,
+        "`{text}`: the soft limit is above the hard one"
+    );
+    Ok(Ulimit {
+        name: name.to_owned(),
+        resource: *resource,
+        soft,
+        hard,
+    })
 }
 
 #[cfg(test)]
@@ -212,7 +270,12 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (text, bytes) in [("64M", 64 << 20), ("1g", 1 << 30), ("512k", 512 << 10), ("7", 7)] {
+        for (text, bytes) in [
+            ("64M", 64 << 20),
+            ("1g", 1 << 30),
+            ("512k", 512 << 10),
+            ("7", 7),
+        ] {
             assert_eq!(size(text).unwrap(), bytes, "{text}");
         }
         for text in ["", "M", "1x", "-1", "+1", " 1", "1 M", "99999999999T"] {
@@ -224,7 +287,13 @@ mod tests {
 
     #[test]
     fn cpus() {
-        for (text, milli) in [("0.5", 500), ("2", 2000), (".25", 250), ("1.5", 1500), ("0.01", 10)] {
+        for (text, milli) in [
+            ("0.5", 500),
+            ("2", 2000),
+            (".25", 250),
+            ("1.5", 1500),
+            ("0.01", 10),
+        ] {
             assert_eq!(milli_cpus(text).unwrap(), milli, "{text}");
         }
         for text in ["", ".", "0", "0.001", "1.", "-1", "1e3", "1.x"] {
@@ -242,7 +311,16 @@ mod tests {
     fn ids_are_strict() {
         assert_eq!(id("0"), Some(0));
         assert_eq!(id("4294967294"), Some(4_294_967_294));
-        for text in ["4294967295", "4294967296", "+0", " 0", "0 ", "", "-1", "0x1"] {
+        for text in [
+            "4294967295",
+            "4294967296",
+            "+0",
+            " 0",
+            "0 ",
+            "",
+            "-1",
+            "0x1",
+        ] {
             assert_eq!(id(text), None, "{text}");
         }
     }
@@ -250,8 +328,20 @@ mod tests {
     #[test]
     fn volumes() {
         let parsed = volume(OsStr::new("/a:/b:ro")).unwrap();
-        assert_eq!((parsed.source.path(), parsed.read_only), (Path::new("/a"), true));
-        for text in ["/a", ":/b", "/a:b", "/a:/b:xx", "/a:/b/../c", "/a:/", "/a:/./", "/a:/b:ro:x"] {
+        assert_eq!(
+            (parsed.source.path(), parsed.read_only),
+            (Path::new("/a"), true)
+        );
+        for text in [
+            "/a",
+            ":/b",
+            "/a:b",
+            "/a:/b:xx",
+            "/a:/b/../c",
+            "/a:/",
+            "/a:/./",
+            "/a:/b:ro:x",
+        ] {
             assert!(volume(OsStr::new(text)).is_err(), "{text}");
         }
         assert!(volume(OsStr::from_bytes(b"/\xff:/\xfe")).is_ok());
@@ -283,7 +373,14 @@ mod tests {
     #[test]
     fn maps_and_rlimits() {
         let map = id_mapping("0:100000:65536").unwrap();
-        assert_eq!(map, IdMapping { inside: 0, outside: 100_000, count: 65_536 });
+        assert_eq!(
+            map,
+            IdMapping {
+                inside: 0,
+                outside: 100_000,
+                count: 65_536
+            }
+        );
         for text in ["0:1", "0:1:0", "a:b:c", "1:2:4294967295", "0:1:2:3"] {
             assert!(id_mapping(text).is_err(), "{text}");
         }

@@ -33,8 +33,13 @@ const MASKED: [&str; 12] = [
 ];
 
 /// Readable, but the host's settings.
-const READ_ONLY: [&str; 5] =
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READ_ONLY: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
 
 /// Everything that is done for one container.
 #[derive(Clone, Debug)]
@@ -106,7 +111,11 @@ pub struct Caller {
 impl Maps {
     /// Is 0 the only id inside?
     pub fn single(&self) -> bool {
-        self.uids.iter().map(|range| u64::from(range.count)).sum::<u64>() == 1
+        self.uids
+            .iter()
+            .map(|range| u64::from(range.count))
+            .sum::<u64>()
+            == 1
     }
 }
 
@@ -137,7 +146,13 @@ impl Plan {
         let payload = payload(spec, &hostname, &userns, caller);
         let steps = steps(spec, hostname, &userns, &cgroup, facts, caller);
         let notices = cgroup.notices.clone();
-        Ok(Self { userns, namespaces, cgroup, init: InitPlan { steps, payload }, notices })
+        Ok(Self {
+            userns,
+            namespaces,
+            cgroup,
+            init: InitPlan { steps, payload },
+            notices,
+        })
     }
 }
 
@@ -154,7 +169,9 @@ fn userns(asked: &Userns, facts: &Facts) -> Result<UsernsPlan> {
                 true => MapMethod::Direct { setgroups: false },
                 false if facts.set_ids => MapMethod::Direct { setgroups: true },
                 false if facts.map_helpers => MapMethod::Helpers,
-                false => bail!("--uidmap: newuidmap and newgidmap are missing: install the package uidmap"),
+                false => bail!(
+                    "--uidmap: newuidmap and newgidmap are missing: install the package uidmap"
+                ),
             },
         },
         // Inside another container: every id that exists here exists in the new one.
@@ -163,7 +180,9 @@ fn userns(asked: &Userns, facts: &Facts) -> Result<UsernsPlan> {
             gids: identity(&facts.own_gids),
             method: MapMethod::Direct { setgroups: true },
         },
-        Userns::Auto if facts.map_helpers && !facts.sub_uids.is_empty() && !facts.sub_gids.is_empty() => {
+        Userns::Auto
+            if facts.map_helpers && !facts.sub_uids.is_empty() && !facts.sub_gids.is_empty() =>
+        {
             Maps {
                 uids: own_and_subordinate(facts.uid, &facts.sub_uids),
                 gids: own_and_subordinate(facts.gid, &facts.sub_gids),
@@ -171,7 +190,13 @@ fn userns(asked: &Userns, facts: &Facts) -> Result<UsernsPlan> {
             }
         }
         Userns::Auto => {
-            let only = |outside| vec![IdMapping { inside: 0, outside, count: 1 }];
+            let only = |outside| {
+                vec![IdMapping {
+                    inside: 0,
+                    outside,
+                    count: 1,
+                }]
+            };
             Maps {
                 uids: only(facts.uid),
                 gids: only(facts.gid),
@@ -188,7 +213,10 @@ fn admin_userns(asked: &Userns, facts: &Facts) -> Result<UsernsPlan> {
         Userns::Host => return Ok(UsernsPlan::Host),
         Userns::Map { uids, gids } => (uids.clone(), gids.clone()),
         Userns::Auto => {
-            let (uids, gids) = (subordinate(0, &facts.sub_uids), subordinate(0, &facts.sub_gids));
+            let (uids, gids) = (
+                subordinate(0, &facts.sub_uids),
+                subordinate(0, &facts.sub_gids),
+            );
             let covered = |map: &[IdMapping]| map.iter().map(|r| u64::from(r.count)).sum::<u64>();
             let enough = u64::from(USUAL_IDS);
             if !facts.set_ids || covered(&uids) < enough || covered(&gids) < enough {
@@ -197,7 +225,11 @@ fn admin_userns(asked: &Userns, facts: &Facts) -> Result<UsernsPlan> {
             (uids, gids)
         }
     };
-    let maps = Maps { uids, gids, method: MapMethod::Direct { setgroups: true } };
+    let maps = Maps {
+        uids,
+        gids,
+        method: MapMethod::Direct { setgroups: true },
+    };
     ensure_root_mapped(&maps)?;
     Ok(UsernsPlan::Inner(maps))
 }
@@ -218,12 +250,21 @@ fn own_ids_only(uids: &[IdMapping], gids: &[IdMapping], facts: &Facts) -> bool {
 }
 
 fn identity(own: &[IdMapping]) -> Vec<IdMapping> {
-    own.iter().map(|range| IdMapping { outside: range.inside, ..*range }).collect()
+    own.iter()
+        .map(|range| IdMapping {
+            outside: range.inside,
+            ..*range
+        })
+        .collect()
 }
 
 /// The caller's id as 0, then its subordinate ranges.
 fn own_and_subordinate(id: u32, ranges: &[(u32, u32)]) -> Vec<IdMapping> {
-    let mut map = vec![IdMapping { inside: 0, outside: id, count: 1 }];
+    let mut map = vec![IdMapping {
+        inside: 0,
+        outside: id,
+        count: 1,
+    }];
     map.extend(subordinate(1, ranges));
     map
 }
@@ -234,7 +275,11 @@ fn subordinate(mut inside: u32, ranges: &[(u32, u32)]) -> Vec<IdMapping> {
     for &(outside, count) in ranges {
         let count = count.min(u32::MAX - inside).min(u32::MAX - outside);
         if count > 0 {
-            map.push(IdMapping { inside, outside, count });
+            map.push(IdMapping {
+                inside,
+                outside,
+                count,
+            });
             inside += count;
         }
     }
@@ -249,29 +294,49 @@ fn steps(
     facts: &Facts,
     caller: &Caller,
 ) -> Vec<Step> {
-    let Security { privileged, nest, .. } = spec.security;
+    let Security {
+        privileged, nest, ..
+    } = spec.security;
     let mut steps = Vec::new();
     if userns.maps().is_some() {
         steps.push(Step::BecomeRoot);
     }
-    steps.extend([Step::CgroupNamespace, Step::PrivateMounts, Step::Hostname(hostname)]);
+    steps.extend([
+        Step::CgroupNamespace,
+        Step::PrivateMounts,
+        Step::Hostname(hostname),
+    ]);
     if spec.network == Network::None {
         steps.push(Step::Loopback);
     }
     // /proc and /sys before the host's are gone, or the kernel refuses new ones in a user
     // namespace.
     let own_network = spec.network == Network::None;
-    steps.extend([Step::Root, Step::Proc, Step::Sysfs { own_network, read_only: !privileged }]);
+    steps.extend([
+        Step::Root,
+        Step::Proc,
+        Step::Sysfs {
+            own_network,
+            read_only: !privileged,
+        },
+    ]);
     steps.extend(cgroup_mounts(cgroup, facts, privileged || nest));
     steps.push(Step::Dev(Dev {
-        tty_group: userns.maps().is_none_or(|maps| maps.gids.iter().any(|r| (r.inside..r.inside + r.count).contains(&5))),
+        tty_group: userns.maps().is_none_or(|maps| {
+            maps.gids
+                .iter()
+                .any(|r| (r.inside..r.inside + r.count).contains(&5))
+        }),
         fuse: nest || privileged,
         terminal: spec.tty.then(|| caller.terminal.unwrap_or((24, 80))),
     }));
     steps.extend(spec.tmpfs.iter().cloned().map(Step::Tmpfs));
     let volumes = spec.volumes.iter().enumerate();
     // Slot 0 is the root.
-    steps.extend(volumes.map(|(at, volume)| Step::Volume { slot: at + 1, target: volume.target.clone() }));
+    steps.extend(volumes.map(|(at, volume)| Step::Volume {
+        slot: at + 1,
+        target: volume.target.clone(),
+    }));
     let (masked, read_only) = masks(&spec.security);
     if !masked.is_empty() {
         steps.push(Step::Mask(masked));
@@ -289,7 +354,10 @@ fn steps(
 /// Shows the hierarchies in which the container has a group of its own.
 fn cgroup_mounts(cgroup: &CgroupPlan, facts: &Facts, writable: bool) -> Option<Step> {
     let used = |host: &&crate::cgroup::detect::Hierarchy| {
-        cgroup.groups.iter().any(|group| group.payload && group.dir.starts_with(&host.own))
+        cgroup
+            .groups
+            .iter()
+            .any(|group| group.payload && group.dir.starts_with(&host.own))
     };
     let used: Vec<_> = facts.cgroups.iter().filter(used).collect();
     let v1: Vec<String> = used
@@ -298,7 +366,11 @@ fn cgroup_mounts(cgroup: &CgroupPlan, facts: &Facts, writable: bool) -> Option<S
         .map(|host| host.controllers.join(","))
         .collect();
     let v2 = used.iter().any(|host| host.version == Version::V2);
-    (!used.is_empty()).then_some(Step::Cgroups { v1, v2, read_only: !writable })
+    (!used.is_empty()).then_some(Step::Cgroups {
+        v1,
+        v2,
+        read_only: !writable,
+    })
 }
 
 fn masks(security: &Security) -> (Vec<OsText>, Vec<OsText>) {
@@ -307,7 +379,10 @@ fn masks(security: &Security) -> (Vec<OsText>, Vec<OsText>) {
             Unmask::All => Vec::new(),
             Unmask::Paths(not) => list
                 .iter()
-                .filter(|path| !not.iter().any(|other| other.path() == std::path::Path::new(path)))
+                .filter(|path| {
+                    !not.iter()
+                        .any(|other| other.path() == std::path::Path::new(path))
+                })
                 .map(|path| (*path).into())
                 .collect(),
         }
@@ -326,7 +401,12 @@ fn payload(spec: &Spec, hostname: &str, userns: &UsernsPlan, caller: &Caller) ->
     ];
     if spec.tty {
         let mut term = std::ffi::OsString::from("TERM=");
-        term.push(caller.term.as_deref().unwrap_or(std::ffi::OsStr::new("xterm")));
+        term.push(
+            caller
+                .term
+                .as_deref()
+                .unwrap_or(std::ffi::OsStr::new("xterm")),
+        );
         env.push(OsText(term));
     }
     env.extend(spec.env.iter().cloned());
@@ -339,7 +419,10 @@ fn payload(spec: &Spec, hostname: &str, userns: &UsernsPlan, caller: &Caller) ->
         user: spec.user.clone(),
         caps,
         no_new_privs: spec.security.no_new_privs,
-        seccomp: (!unconfined).then_some(seccomp::Profile { caps, nest: spec.security.nest }),
+        seccomp: (!unconfined).then_some(seccomp::Profile {
+            caps,
+            nest: spec.security.nest,
+        }),
         ulimits: spec.ulimits.clone(),
         // When memory runs out, the command goes before the daemon that serves its files.
         oom_score_adj: (spec.limits.memory.is_some() && matches!(spec.root, Root::Union(_)))

@@ -12,14 +12,28 @@ fn root() -> Facts {
         sub_uids: Vec::new(),
         sub_gids: Vec::new(),
         map_helpers: true,
-        own_uids: vec![IdMapping { inside: 0, outside: 0, count: u32::MAX }],
-        own_gids: vec![IdMapping { inside: 0, outside: 0, count: u32::MAX }],
+        own_uids: vec![IdMapping {
+            inside: 0,
+            outside: 0,
+            count: u32::MAX,
+        }],
+        own_gids: vec![IdMapping {
+            inside: 0,
+            outside: 0,
+            count: u32::MAX,
+        }],
         cgroups: Vec::new(),
     }
 }
 
 fn user() -> Facts {
-    Facts { uid: 1000, gid: 100, admin: false, set_ids: false, ..root() }
+    Facts {
+        uid: 1000,
+        gid: 100,
+        admin: false,
+        set_ids: false,
+        ..root()
+    }
 }
 
 fn spec() -> Spec {
@@ -41,7 +55,10 @@ fn spec() -> Spec {
         best_effort: false,
         network: Network::None,
         userns: Userns::Auto,
-        security: Security { no_new_privs: true, ..Security::default() },
+        security: Security {
+            no_new_privs: true,
+            ..Security::default()
+        },
         ulimits: Vec::new(),
     }
 }
@@ -51,7 +68,11 @@ fn plan(spec: &Spec, facts: &Facts) -> Result<Plan> {
 }
 
 fn range(inside: u32, outside: u32, count: u32) -> IdMapping {
-    IdMapping { inside, outside, count }
+    IdMapping {
+        inside,
+        outside,
+        count,
+    }
 }
 
 fn position(steps: &[Step], wanted: impl Fn(&Step) -> bool) -> usize {
@@ -66,12 +87,19 @@ fn root_without_a_range_keeps_the_hosts_ids() {
 #[test]
 fn root_with_a_range_maps_only_the_container() {
     let ranges = vec![(100_000, 65_536)];
-    let facts = Facts { sub_uids: ranges.clone(), sub_gids: ranges, ..root() };
+    let facts = Facts {
+        sub_uids: ranges.clone(),
+        sub_gids: ranges,
+        ..root()
+    };
     match plan(&spec(), &facts).unwrap().userns {
         UsernsPlan::Inner(maps) => assert_eq!(maps.uids, [range(0, 100_000, 65_536)]),
         other => panic!("{other:?}"),
     }
-    let facts = Facts { sub_uids: vec![(100_000, 10)], ..facts };
+    let facts = Facts {
+        sub_uids: vec![(100_000, 10)],
+        ..facts
+    };
     assert_eq!(plan(&spec(), &facts).unwrap().userns, UsernsPlan::Host);
 }
 
@@ -80,16 +108,26 @@ fn a_user_gets_a_range_or_one_id() {
     match plan(&spec(), &user()).unwrap().userns {
         UsernsPlan::Outer(maps) => {
             assert_eq!(maps.method, MapMethod::Direct { setgroups: false });
-            assert_eq!((&maps.uids[..], &maps.gids[..]), (&[range(0, 1000, 1)][..], &[range(0, 100, 1)][..]));
+            assert_eq!(
+                (&maps.uids[..], &maps.gids[..]),
+                (&[range(0, 1000, 1)][..], &[range(0, 100, 1)][..])
+            );
             assert!(maps.single());
         }
         other => panic!("{other:?}"),
     }
-    let facts = Facts { sub_uids: vec![(1, 5), (9, 5)], sub_gids: vec![(7, 2)], ..user() };
+    let facts = Facts {
+        sub_uids: vec![(1, 5), (9, 5)],
+        sub_gids: vec![(7, 2)],
+        ..user()
+    };
     match plan(&spec(), &facts).unwrap().userns {
         UsernsPlan::Outer(maps) => {
             assert_eq!(maps.method, MapMethod::Helpers);
-            assert_eq!(maps.uids, [range(0, 1000, 1), range(1, 1, 5), range(6, 9, 5)]);
+            assert_eq!(
+                maps.uids,
+                [range(0, 1000, 1), range(1, 1, 5), range(6, 9, 5)]
+            );
         }
         other => panic!("{other:?}"),
     }
@@ -98,7 +136,12 @@ fn a_user_gets_a_range_or_one_id() {
 #[test]
 fn inside_a_container_all_its_ids_are_passed_on() {
     let own = vec![range(0, 1000, 1), range(1, 100_000, 65_535)];
-    let facts = Facts { admin: false, own_uids: own.clone(), own_gids: own, ..root() };
+    let facts = Facts {
+        admin: false,
+        own_uids: own.clone(),
+        own_gids: own,
+        ..root()
+    };
     match plan(&spec(), &facts).unwrap().userns {
         UsernsPlan::Outer(maps) => {
             assert_eq!(maps.uids, [range(0, 0, 1), range(1, 1, 65_535)]);
@@ -110,11 +153,29 @@ fn inside_a_container_all_its_ids_are_passed_on() {
 
 #[test]
 fn wishes_that_cannot_be_met_are_refused() {
-    let host = Spec { userns: Userns::Host, ..spec() };
+    let host = Spec {
+        userns: Userns::Host,
+        ..spec()
+    };
     assert!(plan(&host, &user()).is_err());
-    let no_zero = Userns::Map { uids: vec![range(1, 1, 1)], gids: vec![range(0, 1, 1)] };
-    assert!(plan(&Spec { userns: no_zero, ..spec() }, &root()).is_err());
-    let user_name = Spec { user: Some("a/b".into()), ..spec() };
+    let no_zero = Userns::Map {
+        uids: vec![range(1, 1, 1)],
+        gids: vec![range(0, 1, 1)],
+    };
+    assert!(
+        plan(
+            &Spec {
+                userns: no_zero,
+                ..spec()
+            },
+            &root()
+        )
+        .is_err()
+    );
+    let user_name = Spec {
+        user: Some("a/b".into()),
+        ..spec()
+    };
     assert!(plan(&user_name, &root()).is_err());
 }
 
@@ -151,13 +212,25 @@ fn privileges_lift_masks_and_filters() {
     spec.security.unmask = Unmask::All;
     let free = plan(&spec, &root()).unwrap().init;
     assert!(free.payload.seccomp.is_none());
-    assert!(!free.steps.iter().any(|step| matches!(step, Step::Mask(_) | Step::ReadOnly(_))));
+    assert!(
+        !free
+            .steps
+            .iter()
+            .any(|step| matches!(step, Step::Mask(_) | Step::ReadOnly(_)))
+    );
 }
 
 #[test]
 fn terminals_need_group_five() {
     let dev = |facts: &Facts| {
-        let plan = plan(&Spec { tty: true, ..spec() }, facts).unwrap();
+        let plan = plan(
+            &Spec {
+                tty: true,
+                ..spec()
+            },
+            facts,
+        )
+        .unwrap();
         plan.init.steps.into_iter().find_map(|step| match step {
             Step::Dev(dev) => Some(dev),
             _ => None,
@@ -171,7 +244,15 @@ fn terminals_need_group_five() {
 
 #[test]
 fn plans_survive_the_way_to_init() {
-    let plan = plan(&Spec { tty: true, ..spec() }, &user()).unwrap().init;
+    let plan = plan(
+        &Spec {
+            tty: true,
+            ..spec()
+        },
+        &user(),
+    )
+    .unwrap()
+    .init;
     let json = serde_json::to_vec(&plan).unwrap();
     let back: InitPlan = serde_json::from_slice(&json).unwrap();
     assert_eq!(back.steps, plan.steps);

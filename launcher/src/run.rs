@@ -49,7 +49,10 @@ pub fn run(store: &Store, args: RunArgs) -> Result<u8> {
     let mut record = Record::new(id, name, spec);
     record.maps = plan.userns.maps().cloned();
     record.layer = layer_of(store, &record, fresh_layer);
-    record.cgroups = group::directories(&plan.cgroup).into_iter().map(OsText::from).collect();
+    record.cgroups = group::directories(&plan.cgroup)
+        .into_iter()
+        .map(OsText::from)
+        .collect();
     store.create(&record, fresh_layer)?;
     for notice in &plan.notices {
         eprintln!("ulaunch: notice: {notice}");
@@ -72,9 +75,10 @@ fn needs_layer(root: &Root) -> bool {
 fn layer_of(store: &Store, record: &Record, fresh: bool) -> Option<OsText> {
     match &record.spec.root {
         Root::Union(_) if fresh => Some(store.layer(&record.id).into()),
-        Root::Union(branches) => {
-            branches.iter().find(|(_, perm)| perm.starts_with("rw")).map(|(path, _)| path.clone())
-        }
+        Root::Union(branches) => branches
+            .iter()
+            .find(|(_, perm)| perm.starts_with("rw"))
+            .map(|(path, _)| path.clone()),
         Root::Directory(path) => Some(path.clone()),
     }
 }
@@ -109,7 +113,10 @@ fn detach(store: &Store, mut record: Record, plan: &Plan) -> Result<u8> {
                     Ok(0)
                 }
                 Some(Some(message)) => bail!("{message}"),
-                None => bail!("the container ended before its command ran: see `ulaunch logs {}`", record.id),
+                None => bail!(
+                    "the container ended before its command ran: see `ulaunch logs {}`",
+                    record.id
+                ),
             }
         }
     }
@@ -117,7 +124,8 @@ fn detach(store: &Store, mut record: Record, plan: &Plan) -> Result<u8> {
 
 fn redirect_to_log(store: &Store, id: &str) -> Result<()> {
     let path = store.log(id);
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let log = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600))
         .explain(|| format!("writing {}", path.display()))?;
     dev::null_stdio()?;
@@ -131,7 +139,12 @@ fn supervise(store: &Store, record: &mut Record, plan: &Plan) -> Result<Outcome>
 
 /// Starts the container and stays with it. `started` is told `None` once the command runs, else why
 /// it does not.
-fn supervise_with(store: &Store, record: &mut Record, plan: &Plan, started: Option<Channel>) -> Result<Outcome> {
+fn supervise_with(
+    store: &Store,
+    record: &mut Record,
+    plan: &Plan,
+    started: Option<Channel>,
+) -> Result<Outcome> {
     let alive = store.lock_alive(&record.id)?;
     record.supervisor = ProcessId::of(std::process::id() as i32);
     let result = group::create(&plan.cgroup).and_then(|()| {
@@ -143,7 +156,10 @@ fn supervise_with(store: &Store, record: &mut Record, plan: &Plan, started: Opti
             }))
         });
         for left in group::remove(&group::directories(&plan.cgroup)) {
-            eprintln!("ulaunch: notice: {}: still busy: remove it later with rmdir", left.display());
+            eprintln!(
+                "ulaunch: notice: {}: still busy: remove it later with rmdir",
+                left.display()
+            );
         }
         outcome
     });
@@ -188,7 +204,9 @@ fn start(store: &Store, record: &mut Record, plan: &Plan) -> Result<Container> {
     report.send(&Go)?;
     let mut daemon = None;
     let init_process = loop {
-        let (message, mut fds) = report.receive_with::<OuterReport>()?.context("the container could not be made")?;
+        let (message, mut fds) = report
+            .receive_with::<OuterReport>()?
+            .context("the container could not be made")?;
         match (message, fds.pop()) {
             (OuterReport::Daemon(pid), Some(pidfd)) => daemon = Some(ChildProcess { pid, pidfd }),
             (OuterReport::Init(pid), Some(pidfd)) => break ChildProcess { pid, pidfd },
@@ -212,7 +230,14 @@ fn start(store: &Store, record: &mut Record, plan: &Plan) -> Result<Container> {
     record.status = Status::Running;
     store.save(record)?;
     init.send(&Go)?;
-    Ok(Container { init: init_process, daemon, channel: init, signals, oom: plan.cgroup.oom_counter.clone(), memory: spec.limits.memory })
+    Ok(Container {
+        init: init_process,
+        daemon,
+        channel: init,
+        signals,
+        oom: plan.cgroup.oom_counter.clone(),
+        memory: spec.limits.memory,
+    })
 }
 
 /// Waits for a child and takes its status away.
@@ -223,13 +248,16 @@ fn reap(child: &ChildProcess) {
 
 /// The union of this container, its fresh layer prepared to look like the branch below it.
 fn union_config(store: &Store, record: &Record, plan: &Plan) -> Result<Option<FsConfig>> {
-    let Root::Union(asked) = &record.spec.root else { return Ok(None) };
+    let Root::Union(asked) = &record.spec.root else {
+        return Ok(None);
+    };
     let mut branches = asked.clone();
     if needs_layer(&record.spec.root) {
         let layer = store.layer(&record.id);
         if let Some((top, _)) = branches.first() {
             let what = || format!("--branch {}", top.path().display());
-            let like = std::fs::metadata(top.path()).remedy(what, |_| "give an existing directory")?;
+            let like =
+                std::fs::metadata(top.path()).remedy(what, |_| "give an existing directory")?;
             let mode = std::fs::Permissions::from_mode(like.mode() & 0o7777);
             std::fs::set_permissions(&layer, mode).explain(what)?;
         }
@@ -241,7 +269,13 @@ fn union_config(store: &Store, record: &Record, plan: &Plan) -> Result<Option<Fs
         UsernsPlan::Inner(maps) => (maps.uids.clone(), maps.gids.clone()),
         _ => (Vec::new(), Vec::new()),
     };
-    Ok(Some(FsConfig { branches, hidden: store.directories(), uid_map, gid_map, foreign_as_root }))
+    Ok(Some(FsConfig {
+        branches,
+        hidden: store.directories(),
+        uid_map,
+        gid_map,
+        foreign_as_root,
+    }))
 }
 
 /// Records the end, removes what is not kept, and tells the user.
@@ -268,4 +302,3 @@ fn finish(store: &Store, mut record: Record, outcome: Result<Outcome>) -> Result
     }
     Ok(code)
 }
-

@@ -13,8 +13,10 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-const SEALS: SealFlags =
-    SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
+const SEALS: SealFlags = SealFlags::SEAL
+    .union(SealFlags::SHRINK)
+    .union(SealFlags::GROW)
+    .union(SealFlags::WRITE);
 
 /// A sealed copy of the running program.
 pub fn sealed() -> Result<OwnedFd> {
@@ -41,7 +43,9 @@ pub fn value_file<T: Serialize>(value: &T) -> Result<OwnedFd> {
 /// Reads what [`value_file`] wrote.
 pub fn read_value<T: DeserializeOwned>(file: OwnedFd) -> Result<T> {
     let mut bytes = Vec::new();
-    File::from(file).read_to_end(&mut bytes).explain(|| "reading a plan".into())?;
+    File::from(file)
+        .read_to_end(&mut bytes)
+        .explain(|| "reading a plan".into())?;
     Ok(serde_json::from_slice(&bytes)?)
 }
 
@@ -57,10 +61,15 @@ pub fn exec(program: BorrowedFd<'_>, command: &str, fds: &[BorrowedFd<'_>]) -> a
         }
     }
     for fd in fds {
-        if let Err(error) = rustix::io::fcntl_setfd(fd, FdFlags::empty()).explain(|| "handing a descriptor over".into()) {
+        if let Err(error) = rustix::io::fcntl_setfd(fd, FdFlags::empty())
+            .explain(|| "handing a descriptor over".into())
+        {
             return error;
         }
     }
     let errno = sys::exec_fd(program.as_fd(), &argv, &[]);
-    anyhow::anyhow!("starting a part of ulaunch: {}", crate::error::describe(errno))
+    anyhow::anyhow!(
+        "starting a part of ulaunch: {}",
+        crate::error::describe(errno)
+    )
 }

@@ -104,7 +104,10 @@ impl Record {
 impl ProcessId {
     /// Identifies a live process.
     pub fn of(pid: i32) -> Option<Self> {
-        Some(Self { pid, start_time: start_time(pid)? })
+        Some(Self {
+            pid,
+            start_time: start_time(pid)?,
+        })
     }
 
     /// A pidfd of the process, if it still is the one.
@@ -150,7 +153,10 @@ impl Store {
     pub fn open(root: Option<PathBuf>, state: Option<PathBuf>) -> Result<Self> {
         let data = root.map_or_else(default_data, Ok)?;
         let run = state.map_or_else(default_run, Ok)?;
-        let store = Self { data: std::path::absolute(data)?, run: std::path::absolute(run)? };
+        let store = Self {
+            data: std::path::absolute(data)?,
+            run: std::path::absolute(run)?,
+        };
         for dir in [&store.data, &store.run, &store.containers()] {
             private_directory(dir)?;
         }
@@ -190,13 +196,19 @@ impl Store {
     pub fn create(&self, record: &Record, layer: bool) -> Result<()> {
         let _lock = self.lock_all()?;
         if record.name != record.id && self.all()?.iter().any(|other| other.name == record.name) {
-            bail!("--name {}: is in use (EEXIST): remove that container, or take another name", record.name);
+            bail!(
+                "--name {}: is in use (EEXIST): remove that container, or take another name",
+                record.name
+            );
         }
         private_directory(&self.directory(&record.id))?;
         if layer {
             let upper = self.layer(&record.id);
             let mut builder = std::fs::DirBuilder::new();
-            builder.mode(0o755).create(&upper).explain(|| format!("making {}", upper.display()))?;
+            builder
+                .mode(0o755)
+                .create(&upper)
+                .explain(|| format!("making {}", upper.display()))?;
         }
         if record.spec.security.nest {
             private_directory(&self.nested(&record.id))?;
@@ -220,7 +232,11 @@ impl Store {
         let json = std::fs::read(&path).explain(|| format!("reading {}", path.display()))?;
         let record: Record = serde_json::from_slice(&json)
             .with_context(|| format!("{}: damaged: remove its directory", path.display()))?;
-        ensure!(record.version == VERSION, "{}: of another version of ulaunch", path.display());
+        ensure!(
+            record.version == VERSION,
+            "{}: of another version of ulaunch",
+            path.display()
+        );
         Ok(record)
     }
 
@@ -228,7 +244,9 @@ impl Store {
     pub fn all(&self) -> Result<Vec<Record>> {
         let dir = self.containers();
         let entries = std::fs::read_dir(&dir).explain(|| format!("reading {}", dir.display()))?;
-        let ids = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let ids = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok());
         let mut records: Vec<Record> = ids.filter_map(|id| self.load(&id).ok()).collect();
         records.sort_by(|one, other| (one.created, &one.id).cmp(&(other.created, &other.id)));
         Ok(records)
@@ -237,13 +255,20 @@ impl Store {
     /// The container called `name`, or whose id is or begins like that.
     pub fn find(&self, name: &str) -> Result<Record> {
         let all = self.all()?;
-        if let Some(record) = all.iter().find(|record| record.name == name || record.id == name) {
+        if let Some(record) = all
+            .iter()
+            .find(|record| record.name == name || record.id == name)
+        {
             return Ok(record.clone());
         }
-        let mut matches = all.into_iter().filter(|record| !name.is_empty() && record.id.starts_with(name));
+        let mut matches = all
+            .into_iter()
+            .filter(|record| !name.is_empty() && record.id.starts_with(name));
         match (matches.next(), matches.next()) {
             (Some(record), None) => Ok(record),
-            (Some(_), Some(_)) => bail!("{name}: more than one container begins like that: write more of it"),
+            (Some(_), Some(_)) => {
+                bail!("{name}: more than one container begins like that: write more of it")
+            }
             _ => bail!("{name}: no such container: see `ulaunch ps -a`"),
         }
     }
@@ -256,14 +281,18 @@ impl Store {
 
     /// Marks the container as alive until the descriptor (and its copies) are closed.
     pub fn lock_alive(&self, id: &str) -> Result<OwnedFd> {
-        lock(&self.alive_path(id), FlockOperation::NonBlockingLockExclusive)
+        lock(
+            &self.alive_path(id),
+            FlockOperation::NonBlockingLockExclusive,
+        )
     }
 
     /// Does the container's supervisor live?
     pub fn is_alive(&self, id: &str) -> bool {
         let path = self.alive_path(id);
         // Without the file there is no supervisor; it must not be made by looking.
-        let Ok(fd) = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else {
+        let Ok(fd) = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        else {
             return false;
         };
         rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
@@ -291,10 +320,16 @@ fn lock(path: &Path, operation: FlockOperation) -> Result<OwnedFd> {
 fn private_directory(path: &Path) -> Result<()> {
     let what = || format!("making {}", path.display());
     let mut builder = std::fs::DirBuilder::new();
-    builder.mode(0o700).recursive(true).create(path).remedy(what, |errno| match errno {
-        Errno::ACCESS | Errno::PERM | Errno::ROFS => "choose another place with --root and --state",
-        _ => "",
-    })?;
+    builder
+        .mode(0o700)
+        .recursive(true)
+        .create(path)
+        .remedy(what, |errno| match errno {
+            Errno::ACCESS | Errno::PERM | Errno::ROFS => {
+                "choose another place with --root and --state"
+            }
+            _ => "",
+        })?;
     let metadata = std::fs::metadata(path).explain(what)?;
     let uid = rustix::process::geteuid().as_raw();
     ensure!(
@@ -330,15 +365,19 @@ fn default_run() -> Result<PathBuf> {
     if is_root() {
         return Ok("/run/ulaunch".into());
     }
-    Ok(match absolute_variable("XDG_RUNTIME_DIR").filter(|dir| dir.is_dir()) {
-        Some(dir) => dir.join("ulaunch"),
-        // A login without a session: a directory of one's own, whose owner is checked.
-        None => format!("/tmp/ulaunch-{}", rustix::process::geteuid().as_raw()).into(),
-    })
+    Ok(
+        match absolute_variable("XDG_RUNTIME_DIR").filter(|dir| dir.is_dir()) {
+            Some(dir) => dir.join("ulaunch"),
+            // A login without a session: a directory of one's own, whose owner is checked.
+            None => format!("/tmp/ulaunch-{}", rustix::process::geteuid().as_raw()).into(),
+        },
+    )
 }
 
 fn absolute_variable(name: &str) -> Option<PathBuf> {
-    std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
+    std::env::var_os(name)
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
 }
 
 #[cfg(test)]
@@ -359,7 +398,11 @@ mod tests {
             "network":"None","userns":"Auto","security":{"cap_add":{"all":false,"caps":[]},
             "cap_drop":{"all":false,"caps":[]},"seccomp_unconfined":false,"no_new_privs":true,
             "mask":[],"unmask":{"Paths":[]},"privileged":false,"nest":false},"ulimits":[]}"#;
-        Record::new(id.into(), name.map(Into::into), serde_json::from_str(json).unwrap())
+        Record::new(
+            id.into(),
+            name.map(Into::into),
+            serde_json::from_str(json).unwrap(),
+        )
     }
 
     #[test]
@@ -388,7 +431,14 @@ mod tests {
     fn processes_are_told_apart() {
         let own = ProcessId::of(std::process::id() as i32).unwrap();
         assert!(own.open().is_some());
-        assert!(ProcessId { start_time: own.start_time + 1, ..own }.open().is_none());
+        assert!(
+            ProcessId {
+                start_time: own.start_time + 1,
+                ..own
+            }
+            .open()
+            .is_none()
+        );
     }
 
     #[test]

@@ -60,13 +60,33 @@ impl Container {
         let daemon_status = self.end_daemon();
         let oom_kills = self.oom.as_ref().map_or(0, group::oom_kills);
         let mut outcome = match end? {
-            End::Command(ending) => Outcome { code: ending.exit_code(), reason: None, oom_kills },
-            End::Refused(code, reason) => Outcome { code, reason: Some(reason), oom_kills },
-            End::DaemonDied => Outcome { code: 125, reason: Some(format!("union daemon died ({daemon_status}): the container was ended")), oom_kills },
-            End::InitDied => Outcome { code: 137, reason: Some("the container was killed (SIGKILL)".into()), oom_kills },
+            End::Command(ending) => Outcome {
+                code: ending.exit_code(),
+                reason: None,
+                oom_kills,
+            },
+            End::Refused(code, reason) => Outcome {
+                code,
+                reason: Some(reason),
+                oom_kills,
+            },
+            End::DaemonDied => Outcome {
+                code: 125,
+                reason: Some(format!(
+                    "union daemon died ({daemon_status}): the container was ended"
+                )),
+                oom_kills,
+            },
+            End::InitDied => Outcome {
+                code: 137,
+                reason: Some("the container was killed (SIGKILL)".into()),
+                oom_kills,
+            },
         };
         if oom_kills > 0 && outcome.code == 137 {
-            let limit = self.memory.map_or("memory limit".to_owned(), |m| format!("memory limit {}M", m >> 20));
+            let limit = self.memory.map_or("memory limit".to_owned(), |m| {
+                format!("memory limit {}M", m >> 20)
+            });
             outcome.reason = Some(format!("killed: {limit} exceeded"));
         }
         Ok(outcome)
@@ -83,8 +103,13 @@ impl Container {
             let daemon = self.daemon.as_ref().map(|d| d.pidfd.as_fd());
             fds.extend(daemon.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             let relay_at = fds.len();
-            let relayed: Vec<BorrowedFd<'_>> = relay.as_ref().map(Relay::inputs).unwrap_or_default();
-            fds.extend(relayed.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
+            let relayed: Vec<BorrowedFd<'_>> =
+                relay.as_ref().map(Relay::inputs).unwrap_or_default();
+            fds.extend(
+                relayed
+                    .iter()
+                    .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)),
+            );
             match poll(&mut fds, None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno).explain(|| "waiting for the container".into()),
@@ -106,7 +131,9 @@ impl Container {
                         }
                         return Ok(End::Command(ending));
                     }
-                    Some((InitReport::Failed { code, message }, _)) => return Ok(End::Refused(code, message)),
+                    Some((InitReport::Failed { code, message }, _)) => {
+                        return Ok(End::Refused(code, message));
+                    }
                     Some((InitReport::Notice(text), _)) => eprintln!("ulaunch: notice: {text}"),
                     Some((InitReport::Terminal, mut fds)) => {
                         relay = fds.pop().map(Relay::start).transpose()?;
@@ -125,7 +152,9 @@ impl Container {
 
     /// Signals to the launcher are meant for the command.
     fn forward_signals(&self, relay: Option<&Relay>) -> Result<()> {
-        while let Some(signal) = sys::next_signal(&self.signals).explain(|| "reading a signal".into())? {
+        while let Some(signal) =
+            sys::next_signal(&self.signals).explain(|| "reading a signal".into())?
+        {
             match signal.number {
                 libc::SIGCHLD | libc::SIGPIPE | libc::SIGURG => {}
                 libc::SIGWINCH => {
@@ -147,9 +176,14 @@ impl Container {
 
     /// The daemon ends by itself when the last mount of its union is gone. Tells how it ended.
     fn end_daemon(&mut self) -> String {
-        let Some(daemon) = self.daemon.take() else { return String::new() };
+        let Some(daemon) = self.daemon.take() else {
+            return String::new();
+        };
         let mut fds = [PollFd::new(&daemon.pidfd, PollFlags::IN)];
-        let timeout = Timespec { tv_sec: DAEMON_SECONDS, tv_nsec: 0 };
+        let timeout = Timespec {
+            tv_sec: DAEMON_SECONDS,
+            tv_nsec: 0,
+        };
         if poll(&mut fds, Some(&timeout)) == Ok(0) {
             let _ = sys::pidfd_signal(daemon.pidfd.as_fd(), libc::SIGKILL);
         }

@@ -123,7 +123,8 @@ impl Channel {
             &mut control,
             SendFlags::NOSIGNAL,
         );
-        sent.explain(|| "message to another process of the container".into()).map(drop)
+        sent.explain(|| "message to another process of the container".into())
+            .map(drop)
     }
 
     /// The next message; `None` when the other side is gone.
@@ -146,13 +147,18 @@ impl Channel {
             match received {
                 Err(Errno::INTR) => {}
                 Err(Errno::CONNRESET) => return Ok(None),
-                other => break other.explain(|| "message from a process of the container".into())?,
+                other => {
+                    break other.explain(|| "message from a process of the container".into())?;
+                }
             }
         };
         if received.bytes == 0 {
             return Ok(None);
         }
-        anyhow::ensure!(!received.flags.contains(ReturnFlags::TRUNC), "message too long");
+        anyhow::ensure!(
+            !received.flags.contains(ReturnFlags::TRUNC),
+            "message too long"
+        );
         let mut fds = Vec::new();
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
@@ -179,14 +185,18 @@ mod tests {
     fn messages_carry_descriptors_and_the_end_is_seen() {
         let (one, other) = Channel::pair().unwrap();
         let null = std::fs::File::open("/dev/null").unwrap();
-        one.send_with(&InitReport::Terminal, &[null.as_fd()]).unwrap();
+        one.send_with(&InitReport::Terminal, &[null.as_fd()])
+            .unwrap();
         one.send(&InitReport::Exited(Ending::Signal(9))).unwrap();
         drop(one);
         let (message, fds) = other.receive_with::<InitReport>().unwrap().unwrap();
         assert!(matches!(message, InitReport::Terminal));
         assert_eq!(fds.len(), 1);
         let message = other.receive::<InitReport>().unwrap();
-        assert!(matches!(message, Some(InitReport::Exited(Ending::Signal(9)))));
+        assert!(matches!(
+            message,
+            Some(InitReport::Exited(Ending::Signal(9)))
+        ));
         assert!(other.receive::<InitReport>().unwrap().is_none());
     }
 

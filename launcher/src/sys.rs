@@ -35,7 +35,11 @@ pub fn clone_process(flags: libc::c_int) -> Result<Cloned, Errno> {
         child_tid: 0,
         parent_tid: 0,
         // With CLONE_PARENT the signal is the parent's own; the kernel wants 0 then.
-        exit_signal: if flags & libc::CLONE_PARENT == 0 { libc::SIGCHLD as u64 } else { 0 },
+        exit_signal: if flags & libc::CLONE_PARENT == 0 {
+            libc::SIGCHLD as u64
+        } else {
+            0
+        },
         stack: 0,
         stack_size: 0,
         tls: 0,
@@ -51,7 +55,10 @@ pub fn clone_process(flags: libc::c_int) -> Result<Cloned, Errno> {
         Ok(pid) => {
             // SAFETY: CLONE_PIDFD stored a fresh descriptor that nobody else owns.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok(Cloned::Parent(ChildProcess { pid: pid as i32, pidfd }))
+            Ok(Cloned::Parent(ChildProcess {
+                pid: pid as i32,
+                pidfd,
+            }))
         }
         Err(Errno::NOSYS) => clone_process_old(flags),
         Err(errno) => Err(errno),
@@ -62,7 +69,14 @@ pub fn clone_process(flags: libc::c_int) -> Result<Cloned, Errno> {
 fn clone_process_old(flags: libc::c_int) -> Result<Cloned, Errno> {
     // SAFETY: as above; a null stack means "the same address in a copy of the memory".
     let ret = unsafe {
-        libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, 0usize, 0usize, 0usize, 0usize)
+        libc::syscall(
+            libc::SYS_clone,
+            flags | libc::SIGCHLD,
+            0usize,
+            0usize,
+            0usize,
+            0usize,
+        )
     };
     match errno_result(ret)? {
         0 => Ok(Cloned::Child),
@@ -86,7 +100,12 @@ pub fn close_on_exec_from(first: RawFd) -> Result<(), Errno> {
     const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
     // SAFETY: only descriptor flags change.
     let ret = unsafe {
-        libc::syscall(libc::SYS_close_range, first as libc::c_uint, u32::MAX, CLOSE_RANGE_CLOEXEC)
+        libc::syscall(
+            libc::SYS_close_range,
+            first as libc::c_uint,
+            u32::MAX,
+            CLOSE_RANGE_CLOEXEC,
+        )
     };
     match errno_result(ret) {
         Ok(_) => return Ok(()),
@@ -95,7 +114,10 @@ pub fn close_on_exec_from(first: RawFd) -> Result<(), Errno> {
     }
     let listing = std::fs::read_dir("/proc/self/fd").map_err(crate::error::errno_of)?;
     for entry in listing.flatten() {
-        let number = entry.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok());
+        let number = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<RawFd>().ok());
         if let Some(fd) = number.filter(|fd| *fd >= first) {
             // SAFETY: only a descriptor flag changes; a descriptor closed meanwhile is an EBADF.
             unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
@@ -121,7 +143,10 @@ pub fn adopt_fd(fd: RawFd) -> Result<OwnedFd, Errno> {
 pub fn adopt_all(numbers: &[std::ffi::OsString]) -> Result<Vec<OwnedFd>, Errno> {
     let mut fds = Vec::with_capacity(numbers.len());
     for number in numbers {
-        let number = number.to_str().and_then(|n| n.parse::<RawFd>().ok()).filter(|n| *n > 2);
+        let number = number
+            .to_str()
+            .and_then(|n| n.parse::<RawFd>().ok())
+            .filter(|n| *n > 2);
         let fd = adopt_fd(number.ok_or(Errno::BADF)?)?;
         rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
         fds.push(fd);
@@ -160,7 +185,11 @@ pub fn c_string(text: &OsStr) -> Result<CString, Errno> {
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
-    strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    strings
+        .iter()
+        .map(|s| s.as_ptr())
+        .chain([std::ptr::null()])
+        .collect()
 }
 
 /// Leaves the namespaces named by `flags` for new ones. The caller is single-threaded.
@@ -189,7 +218,12 @@ struct MountAttr {
 /// Sets `set` on the mount behind `mount` (and all below it when `recursive`). mount_setattr(2),
 /// from Linux 5.12 on.
 pub fn mount_setattr(mount: BorrowedFd<'_>, set: u64, recursive: bool) -> Result<(), Errno> {
-    let attr = MountAttr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let attr = MountAttr {
+        attr_set: set,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
     mount_setattr_raw(mount, &attr, recursive)
 }
 
@@ -234,7 +268,13 @@ fn full_set() -> libc::sigset_t {
     // SAFETY: sigfillset initialises the whole set, the others change it.
     unsafe {
         libc::sigfillset(set.as_mut_ptr());
-        for fault in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP] {
+        for fault in [
+            libc::SIGSEGV,
+            libc::SIGBUS,
+            libc::SIGFPE,
+            libc::SIGILL,
+            libc::SIGTRAP,
+        ] {
             libc::sigdelset(set.as_mut_ptr(), fault);
         }
         set.assume_init()
@@ -259,7 +299,10 @@ pub fn next_signal(signals: &OwnedFd) -> Result<Option<Signal>, Errno> {
             let info = unsafe {
                 std::ptr::read_unaligned(buffer.as_ptr().cast::<libc::signalfd_siginfo>())
             };
-            Ok(Some(Signal { number: info.ssi_signo as i32, sender: info.ssi_pid }))
+            Ok(Some(Signal {
+                number: info.ssi_signo as i32,
+                sender: info.ssi_pid,
+            }))
         }
         Ok(_) | Err(Errno::AGAIN) => Ok(None),
         Err(errno) => Err(errno),
@@ -303,14 +346,20 @@ pub fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
 
 /// setrlimit(2) by resource number.
 pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<(), Errno> {
-    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    let limit = libc::rlimit {
+        rlim_cur: soft,
+        rlim_max: hard,
+    };
     // SAFETY: `limit` outlives the call.
     errno_result(unsafe { libc::setrlimit(resource as _, &raw const limit) }.into()).map(drop)
 }
 
 /// getrlimit(2) by resource number: soft and hard.
 pub fn rlimit(resource: u32) -> Result<(u64, u64), Errno> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: `limit` outlives the call.
     errno_result(unsafe { libc::getrlimit(resource as _, &raw mut limit) }.into())?;
     Ok((limit.rlim_cur, limit.rlim_max))
@@ -326,7 +375,12 @@ pub fn install_seccomp(program: &[seccompiler::sock_filter]) -> Result<(), Errno
     // SAFETY: both crates lay struct sock_filter out as the kernel does; the kernel copies the
     // program and does not write to it.
     let ret = unsafe {
-        libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &raw const prog)
+        libc::syscall(
+            libc::SYS_seccomp,
+            SECCOMP_SET_MODE_FILTER,
+            0,
+            &raw const prog,
+        )
     };
     errno_result(ret).map(drop)
 }
@@ -347,7 +401,13 @@ pub fn loopback_up() -> Result<(), Errno> {
     request.ifr_name[1] = b'o' as libc::c_char;
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     // SAFETY: `request` is a whole ifreq with a terminated name.
-    let ret = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) };
+    let ret = unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSIFFLAGS as _,
+            &raw mut request,
+        )
+    };
     errno_result(ret.into()).map(drop)
 }
 
@@ -356,5 +416,9 @@ fn errno_result(ret: libc::c_long) -> Result<libc::c_long, Errno> {
 }
 
 fn last_errno() -> Errno {
-    Errno::from_raw_os_error(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
+    Errno::from_raw_os_error(
+        std::io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or(libc::EIO),
+    )
 }

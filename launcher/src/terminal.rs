@@ -8,7 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Rows and columns of the caller's terminal, if there is one.
 pub fn size() -> Option<(u16, u16)> {
-    let size = tcgetwinsize(rustix::stdio::stdin()).or_else(|_| tcgetwinsize(rustix::stdio::stdout())).ok()?;
+    let size = tcgetwinsize(rustix::stdio::stdin())
+        .or_else(|_| tcgetwinsize(rustix::stdio::stdout()))
+        .ok()?;
     (size.ws_row > 0).then_some((size.ws_row, size.ws_col))
 }
 
@@ -29,9 +31,15 @@ impl Relay {
         if let Some(saved) = &saved {
             let mut raw = saved.clone();
             raw.make_raw();
-            tcsetattr(stdin, OptionalActions::Flush, &raw).explain(|| "raw mode of the terminal".into())?;
+            tcsetattr(stdin, OptionalActions::Flush, &raw)
+                .explain(|| "raw mode of the terminal".into())?;
         }
-        Ok(Self { master, saved, input_open: true, output_open: true })
+        Ok(Self {
+            master,
+            saved,
+            input_open: true,
+            output_open: true,
+        })
     }
 
     /// What to wait for: always as many as [`Relay::copy`] expects.
@@ -64,7 +72,10 @@ impl Relay {
     /// What the command wrote last.
     pub fn drain(&mut self) {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         while self.output_open
             && poll(&mut [PollFd::new(&self.master, PollFlags::IN)], Some(&now)) == Ok(1)
         {

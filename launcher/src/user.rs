@@ -61,24 +61,42 @@ fn find(text: &str, passwd: &[u8], group: impl FnOnce() -> Result<Vec<u8>>) -> R
         (None, Some(fields)) => number(fields, 2).context("--user: damaged /etc/passwd")?,
         (None, None) => bail!("--user {user}: no such user in the container's /etc/passwd"),
     };
-    let home = entry.as_ref().and_then(|fields| fields.get(5)).filter(|home| !home.is_empty());
+    let home = entry
+        .as_ref()
+        .and_then(|fields| fields.get(5))
+        .filter(|home| !home.is_empty());
     let home = OsString::from_vec(home.unwrap_or(&&b"/"[..]).to_vec());
     if asked_group.is_none() && entry.is_none() {
-        return Ok(Identity { uid, gid: 0, groups: Vec::new(), home });
+        return Ok(Identity {
+            uid,
+            gid: 0,
+            groups: Vec::new(),
+            home,
+        });
     }
     // Root without a group asked for needs no look into /etc/group: its groups change nothing.
     if text == "0" {
-        return Ok(Identity { uid, gid: 0, groups: Vec::new(), home });
+        return Ok(Identity {
+            uid,
+            gid: 0,
+            groups: Vec::new(),
+            home,
+        });
     }
     let group = group()?;
     let gid = match asked_group {
-        None => entry.as_ref().and_then(|fields| number(fields, 3)).unwrap_or(0),
+        None => entry
+            .as_ref()
+            .and_then(|fields| number(fields, 3))
+            .unwrap_or(0),
         Some(name) => match parse::id(name) {
             Some(gid) => gid,
             None => entries(&group)
                 .find(|fields| fields[0] == name.as_bytes())
                 .and_then(|fields| number(&fields, 2))
-                .with_context(|| format!("--user {text}: no group {name} in the container's /etc/group"))?,
+                .with_context(|| {
+                    format!("--user {text}: no group {name} in the container's /etc/group")
+                })?,
         },
     };
     let login = entry.as_ref().map(|fields| fields[0].to_vec());
@@ -87,14 +105,21 @@ fn find(text: &str, passwd: &[u8], group: impl FnOnce() -> Result<Vec<u8>>) -> R
         (None, Some(login)) => memberships(&group, &login),
         _ => Vec::new(),
     };
-    Ok(Identity { uid, gid, groups, home })
+    Ok(Identity {
+        uid,
+        gid,
+        groups,
+        home,
+    })
 }
 
 fn memberships(group: &[u8], login: &[u8]) -> Vec<u32> {
     entries(group)
         .filter(|fields| {
             let members = fields.get(3).copied().unwrap_or_default();
-            members.split(|byte| *byte == b',').any(|member| member == login)
+            members
+                .split(|byte| *byte == b',')
+                .any(|member| member == login)
         })
         .filter_map(|fields| number(&fields, 2))
         .collect()
@@ -107,7 +132,9 @@ fn entries(file: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
 }
 
 fn number(fields: &[&[u8]], at: usize) -> Option<u32> {
-    std::str::from_utf8(fields.get(at)?).ok().and_then(parse::id)
+    std::str::from_utf8(fields.get(at)?)
+        .ok()
+        .and_then(parse::id)
 }
 
 /// The content of a small regular file; empty when there is none.
@@ -119,11 +146,19 @@ fn read(path: &str) -> Result<Vec<u8>> {
         result => result.explain(what)?,
     };
     let stat = rustix::fs::fstat(&fd).explain(what)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_size as u64 > MAX_SIZE {
-        bail!("{}: not a small regular file: give --user as a number", what());
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile
+        || stat.st_size as u64 > MAX_SIZE
+    {
+        bail!(
+            "{}: not a small regular file: give --user as a number",
+            what()
+        );
     }
     let mut bytes = Vec::new();
-    std::fs::File::from(fd).take(MAX_SIZE).read_to_end(&mut bytes).explain(what)?;
+    std::fs::File::from(fd)
+        .take(MAX_SIZE)
+        .read_to_end(&mut bytes)
+        .explain(what)?;
     Ok(bytes)
 }
 
@@ -131,7 +166,8 @@ fn read(path: &str) -> Result<Vec<u8>> {
 mod tests {
     use super::*;
 
-    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:2:d:/sbin:/bin/false\nbroken\n";
+    const PASSWD: &[u8] =
+        b"root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:2:d:/sbin:/bin/false\nbroken\n";
     const GROUP: &[u8] = b"root:x:0:\nbin:x:2:\nadm:x:4:daemon,x\ntty:x:5:daemon\n";
 
     fn found(text: &str) -> Result<Identity> {
@@ -139,7 +175,12 @@ mod tests {
     }
 
     fn identity(uid: u32, gid: u32, groups: &[u32], home: &str) -> Identity {
-        Identity { uid, gid, groups: groups.to_vec(), home: home.into() }
+        Identity {
+            uid,
+            gid,
+            groups: groups.to_vec(),
+            home: home.into(),
+        }
     }
 
     #[test]

@@ -43,15 +43,24 @@ pub fn detect() -> Vec<Hierarchy> {
 pub fn parse(mountinfo: &str, cgroups: &str) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
     for line in mountinfo.lines() {
-        let Some(mount) = CgroupMount::parse(line) else { continue };
-        let Some(path) = own_path(cgroups, &mount) else { continue };
-        let Ok(below) = Path::new(path).strip_prefix(&mount.root) else { continue };
+        let Some(mount) = CgroupMount::parse(line) else {
+            continue;
+        };
+        let Some(path) = own_path(cgroups, &mount) else {
+            continue;
+        };
+        let Ok(below) = Path::new(path).strip_prefix(&mount.root) else {
+            continue;
+        };
         if below.components().any(|part| part.as_os_str() == "..") {
             continue;
         }
         let own = mount.point.join(below);
         // A hierarchy may be mounted more than once; later mounts hide nothing of the first.
-        if found.iter().any(|known| known.version == mount.version && known.controllers == mount.controllers) {
+        if found
+            .iter()
+            .any(|known| known.version == mount.version && known.controllers == mount.controllers)
+        {
             continue;
         }
         found.push(Hierarchy {
@@ -71,8 +80,11 @@ pub fn probe(hierarchy: &mut Hierarchy) {
     hierarchy.writable = access(&hierarchy.own, Access::WRITE_OK | Access::EXEC_OK).is_ok();
     if hierarchy.version == Version::V2 {
         let list = std::fs::read_to_string(hierarchy.own.join("cgroup.controllers"));
-        hierarchy.controllers =
-            list.unwrap_or_default().split_whitespace().map(str::to_owned).collect();
+        hierarchy.controllers = list
+            .unwrap_or_default()
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect();
     }
 }
 
@@ -97,17 +109,33 @@ impl CgroupMount {
         };
         // Super options of v1: `rw`, `ro` and flags beside controller names; `name=` for a
         // hierarchy without a controller.
-        const FLAGS: [&str; 6] = ["rw", "ro", "xattr", "noprefix", "clone_children", "release_agent"];
+        const FLAGS: [&str; 6] = [
+            "rw",
+            "ro",
+            "xattr",
+            "noprefix",
+            "clone_children",
+            "release_agent",
+        ];
         let options = right.nth(1).unwrap_or_default();
         let controllers = match version {
             Version::V2 => Vec::new(),
             Version::V1 => options
                 .split(',')
-                .filter(|word| !FLAGS.iter().any(|flag| word.split('=').next() == Some(flag)))
+                .filter(|word| {
+                    !FLAGS
+                        .iter()
+                        .any(|flag| word.split('=').next() == Some(flag))
+                })
                 .map(str::to_owned)
                 .collect(),
         };
-        Some(Self { version, controllers, root, point })
+        Some(Self {
+            version,
+            controllers,
+            root,
+            point,
+        })
     }
 }
 
@@ -119,7 +147,10 @@ fn own_path<'a>(cgroups: &'a str, mount: &CgroupMount) -> Option<&'a str> {
         let same = match mount.version {
             Version::V2 => id == "0" && list.is_empty(),
             Version::V1 => {
-                !list.is_empty() && list.split(',').all(|name| mount.controllers.iter().any(|c| c == name))
+                !list.is_empty()
+                    && list
+                        .split(',')
+                        .all(|name| mount.controllers.iter().any(|c| c == name))
             }
         };
         same.then_some(path)
@@ -131,7 +162,9 @@ fn unescape(text: &str) -> PathBuf {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, tail)) = rest.split_first() {
-        let octal = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        let octal = tail
+            .get(..3)
+            .and_then(|digits| std::str::from_utf8(digits).ok());
         match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
             Some(code) if byte == b'\\' => {
                 bytes.push(code);
@@ -183,7 +216,10 @@ mod tests {
 
     #[test]
     fn escapes_in_mount_points() {
-        assert_eq!(unescape("/mnt/with\\040space"), Path::new("/mnt/with space"));
+        assert_eq!(
+            unescape("/mnt/with\\040space"),
+            Path::new("/mnt/with space")
+        );
         assert_eq!(unescape("/a\\"), Path::new("/a\\"));
     }
 }

@@ -29,9 +29,16 @@ fn create_one(group: &Group) -> Result<()> {
     if !group.enable.is_empty() {
         let list: Vec<String> = group.enable.iter().map(|name| format!("+{name}")).collect();
         write(&parent.join("cgroup.subtree_control"), &list.join(" ")).remedy(
-            || format!("handing cgroup controllers to the container in {}", parent.display()),
+            || {
+                format!(
+                    "handing cgroup controllers to the container in {}",
+                    parent.display()
+                )
+            },
             |errno| match errno {
-                Errno::BUSY => "the group has processes of its own: start ulaunch in a group below it",
+                Errno::BUSY => {
+                    "the group has processes of its own: start ulaunch in a group below it"
+                }
                 _ => "start inside a delegated group, or use --best-effort",
             },
         )?;
@@ -43,7 +50,10 @@ fn create_one(group: &Group) -> Result<()> {
             inherit_cpuset(&group.dir, file)?;
         }
     }
-    group.settings.iter().try_for_each(|setting| apply(&group.dir, setting))
+    group
+        .settings
+        .iter()
+        .try_for_each(|setting| apply(&group.dir, setting))
 }
 
 fn apply(dir: &Path, setting: &Setting) -> Result<()> {
@@ -51,7 +61,12 @@ fn apply(dir: &Path, setting: &Setting) -> Result<()> {
         Err(error) if setting.optional && error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         // Without the file there is no way to honour what was asked.
         result => result.remedy(
-            || format!("{}: writing {} to {}", setting.option, setting.value, setting.file),
+            || {
+                format!(
+                    "{}: writing {} to {}",
+                    setting.option, setting.value, setting.file
+                )
+            },
             |errno| match errno {
                 Errno::NOENT => "this kernel has no such limit: use --best-effort or leave it out",
                 Errno::INVAL => "the value is beyond what the parent group allows",
@@ -64,13 +79,18 @@ fn apply(dir: &Path, setting: &Setting) -> Result<()> {
 /// Copies a cpuset file from the nearest ancestor where it is not empty.
 fn inherit_cpuset(dir: &Path, file: &str) -> Result<()> {
     for ancestor in dir.ancestors().skip(1) {
-        let Ok(value) = std::fs::read_to_string(ancestor.join(file)) else { break };
+        let Ok(value) = std::fs::read_to_string(ancestor.join(file)) else {
+            break;
+        };
         if !value.trim().is_empty() {
             return write(&dir.join(file), value.trim())
                 .explain(|| format!("--cpuset-cpus: setting {file} of {}", dir.display()));
         }
     }
-    anyhow::bail!("--cpuset-cpus: no group above {} has {file}: set it there", dir.display())
+    anyhow::bail!(
+        "--cpuset-cpus: no group above {} has {file}: set it there",
+        dir.display()
+    )
 }
 
 /// Puts process `pid` into the groups meant for the daemon or for the container.
@@ -78,7 +98,11 @@ fn inherit_cpuset(dir: &Path, file: &str) -> Result<()> {
 /// On v1 a process without privileges can only move one with its own user id, so this is done
 /// before the process changes it.
 pub fn join(plan: &CgroupPlan, pid: i32, daemon: bool) -> Result<()> {
-    for group in plan.groups.iter().filter(|g| if daemon { g.daemon } else { g.payload }) {
+    for group in plan
+        .groups
+        .iter()
+        .filter(|g| if daemon { g.daemon } else { g.payload })
+    {
         write(&group.dir.join("cgroup.procs"), &pid.to_string()).remedy(
             || format!("joining the cgroup {}", group.dir.display()),
             |errno| match errno {
@@ -94,7 +118,8 @@ pub fn join(plan: &CgroupPlan, pid: i32, daemon: bool) -> Result<()> {
 pub fn oom_kills(counter: &OomCounter) -> u64 {
     let text = std::fs::read_to_string(counter.file.path()).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
-    line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+    line.and_then(|count| count.trim().parse().ok())
+        .unwrap_or(0)
 }
 
 /// Removes groups, innermost first, waiting a little for the last processes to leave.
@@ -132,7 +157,10 @@ fn remove_children(dir: &Path) {
 /// Cgroup files take one write and must not be created or truncated.
 fn write(path: &Path, value: &str) -> std::io::Result<()> {
     use std::io::Write;
-    std::fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(path)?
+        .write_all(value.as_bytes())
 }
 
 #[cfg(test)]
@@ -143,7 +171,9 @@ mod tests {
     fn counting_oom_kills_in_both_formats() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("memory.events");
-        let counter = OomCounter { file: file.clone().into() };
+        let counter = OomCounter {
+            file: file.clone().into(),
+        };
         assert_eq!(oom_kills(&counter), 0);
         std::fs::write(&file, "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n").unwrap();
         assert_eq!(oom_kills(&counter), 3);
@@ -160,7 +190,10 @@ mod tests {
         std::fs::write(dir.path().join("a/cpuset.cpus"), "\n").unwrap();
         std::fs::write(inner.join("cpuset.cpus"), "").unwrap();
         inherit_cpuset(&inner, "cpuset.cpus").unwrap();
-        assert_eq!(std::fs::read_to_string(inner.join("cpuset.cpus")).unwrap(), "0-3");
+        assert_eq!(
+            std::fs::read_to_string(inner.join("cpuset.cpus")).unwrap(),
+            "0-3"
+        );
     }
 
     #[test]

@@ -74,7 +74,12 @@ struct Wanted {
 /// Decides on groups called `ulaunch-ID`.
 ///
 /// A limit without a usable controller is an error, with `best_effort` a notice.
-pub fn plan(id: &str, limits: &Limits, hosts: &[Hierarchy], best_effort: bool) -> Result<CgroupPlan> {
+pub fn plan(
+    id: &str,
+    limits: &Limits,
+    hosts: &[Hierarchy],
+    best_effort: bool,
+) -> Result<CgroupPlan> {
     let mut plan = CgroupPlan::default();
     let name = format!("ulaunch-{id}");
     for wanted in wanted(limits) {
@@ -98,24 +103,45 @@ fn wanted(limits: &Limits) -> Vec<Wanted> {
     let mut list = Vec::new();
     let mut want = |asked: bool, controller, option, shared| {
         if asked {
-            list.push(Wanted { controller, option, shared });
+            list.push(Wanted {
+                controller,
+                option,
+                shared,
+            });
         }
     };
     want(limits.memory.is_some(), "memory", "--memory", true);
     want(limits.milli_cpus.is_some(), "cpu", "--cpus", true);
-    want(limits.milli_cpus.is_none() && limits.cpu_shares.is_some(), "cpu", "--cpu-shares", true);
-    want(limits.cpuset_cpus.is_some(), "cpuset", "--cpuset-cpus", false);
+    want(
+        limits.milli_cpus.is_none() && limits.cpu_shares.is_some(),
+        "cpu",
+        "--cpu-shares",
+        true,
+    );
+    want(
+        limits.cpuset_cpus.is_some(),
+        "cpuset",
+        "--cpuset-cpus",
+        false,
+    );
     want(limits.pids.is_some(), "pids", "--pids-limit", false);
     list
 }
 
 fn choose<'a>(hosts: &'a [Hierarchy], controller: &str) -> Option<&'a Hierarchy> {
-    hosts.iter().find(|host| host.writable && host.controllers.iter().any(|name| name == controller))
+    hosts
+        .iter()
+        .find(|host| host.writable && host.controllers.iter().any(|name| name == controller))
 }
 
 fn refusal(hosts: &[Hierarchy], wanted: &Wanted) -> String {
-    let Wanted { controller, option, .. } = wanted;
-    match hosts.iter().find(|host| host.controllers.iter().any(|name| name == controller)) {
+    let Wanted {
+        controller, option, ..
+    } = wanted;
+    match hosts
+        .iter()
+        .find(|host| host.controllers.iter().any(|name| name == controller))
+    {
         None => format!(
             "{option}: the host has no cgroup controller `{controller}`: mount it, or use --best-effort"
         ),
@@ -133,7 +159,9 @@ fn refusal(hosts: &[Hierarchy], wanted: &Wanted) -> String {
 fn add_v1(plan: &mut CgroupPlan, dir: PathBuf, wanted: &Wanted, limits: &Limits) {
     let settings = settings(wanted.controller, Version::V1, limits);
     if wanted.controller == "memory" {
-        plan.oom_counter = Some(OomCounter { file: dir.join("memory.oom_control").into() });
+        plan.oom_counter = Some(OomCounter {
+            file: dir.join("memory.oom_control").into(),
+        });
     }
     // Controllers mounted together share the group; the daemon stays out if one of them must not
     // count it.
@@ -178,17 +206,26 @@ fn add_v2(plan: &mut CgroupPlan, host: &Hierarchy, name: &str, wanted: &Wanted, 
             group.enable.push(wanted.controller.to_owned());
         }
         if group.dir == *target {
-            group.settings.extend(settings(wanted.controller, Version::V2, limits));
+            group
+                .settings
+                .extend(settings(wanted.controller, Version::V2, limits));
         }
     }
     if wanted.controller == "memory" {
-        plan.oom_counter = Some(OomCounter { file: parent.join("memory.events").into() });
+        plan.oom_counter = Some(OomCounter {
+            file: parent.join("memory.events").into(),
+        });
     }
 }
 
 /// The values for one controller, in the order in which they must be written.
 fn settings(controller: &str, version: Version, limits: &Limits) -> Vec<Setting> {
-    let set = |file, value: String, option| Setting { file, value, option, optional: false };
+    let set = |file, value: String, option| Setting {
+        file,
+        value,
+        option,
+        optional: false,
+    };
     let mut list = Vec::new();
     match (controller, version) {
         ("memory", Version::V1) => {
@@ -197,7 +234,11 @@ fn settings(controller: &str, version: Version, limits: &Limits) -> Vec<Setting>
             if let Some(total) = limits.memory_swap.unwrap_or(Some(bytes)) {
                 list.push(Setting {
                     optional: limits.memory_swap.is_none(),
-                    ..set("memory.memsw.limit_in_bytes", total.to_string(), "--memory-swap")
+                    ..set(
+                        "memory.memsw.limit_in_bytes",
+                        total.to_string(),
+                        "--memory-swap",
+                    )
                 });
             }
         }
@@ -207,7 +248,11 @@ fn settings(controller: &str, version: Version, limits: &Limits) -> Vec<Setting>
             if let Some(total) = limits.memory_swap.unwrap_or(Some(bytes)) {
                 list.push(Setting {
                     optional: limits.memory_swap.is_none(),
-                    ..set("memory.swap.max", (total - bytes).to_string(), "--memory-swap")
+                    ..set(
+                        "memory.swap.max",
+                        (total - bytes).to_string(),
+                        "--memory-swap",
+                    )
                 });
             }
         }
@@ -225,7 +270,11 @@ fn settings(controller: &str, version: Version, limits: &Limits) -> Vec<Setting>
                 if version == Version::V1 {
                     list.push(set("cpu.shares", shares.to_string(), "--cpu-shares"));
                 } else {
-                    list.push(set("cpu.weight", weight(shares).to_string(), "--cpu-shares"));
+                    list.push(set(
+                        "cpu.weight",
+                        weight(shares).to_string(),
+                        "--cpu-shares",
+                    ));
                 }
             }
         }
@@ -262,7 +311,11 @@ mod tests {
     }
 
     fn v2(controllers: &[&str]) -> Hierarchy {
-        Hierarchy { version: Version::V2, own: "/cg2".into(), ..v1(controllers, true) }
+        Hierarchy {
+            version: Version::V2,
+            own: "/cg2".into(),
+            ..v1(controllers, true)
+        }
     }
 
     fn all() -> Limits {
@@ -285,12 +338,20 @@ mod tests {
 
     #[test]
     fn no_limits_need_no_groups() {
-        assert_eq!(plan("x", &Limits::default(), &[], false).unwrap(), CgroupPlan::default());
+        assert_eq!(
+            plan("x", &Limits::default(), &[], false).unwrap(),
+            CgroupPlan::default()
+        );
     }
 
     #[test]
     fn separate_v1_hierarchies() {
-        let hosts = [v1(&["cpu"], true), v1(&["memory"], true), v1(&["pids"], true), v1(&["cpuset"], true)];
+        let hosts = [
+            v1(&["cpu"], true),
+            v1(&["memory"], true),
+            v1(&["pids"], true),
+            v1(&["cpuset"], true),
+        ];
         let plan = plan("x", &all(), &hosts, false).unwrap();
         assert_eq!(
             written(&plan),
@@ -309,14 +370,26 @@ mod tests {
 
     #[test]
     fn controllers_mounted_together_share_a_group() {
-        let plan = plan("x", &all(), &[v1(&["cpu", "memory", "pids", "cpuset"], true)], false).unwrap();
+        let plan = plan(
+            "x",
+            &all(),
+            &[v1(&["cpu", "memory", "pids", "cpuset"], true)],
+            false,
+        )
+        .unwrap();
         assert_eq!(plan.groups.len(), 1);
         assert!(!plan.groups[0].daemon && plan.groups[0].inherit_cpuset);
     }
 
     #[test]
     fn the_unified_hierarchy() {
-        let plan = plan("x", &all(), &[v2(&["cpu", "memory", "pids", "cpuset"])], false).unwrap();
+        let plan = plan(
+            "x",
+            &all(),
+            &[v2(&["cpu", "memory", "pids", "cpuset"])],
+            false,
+        )
+        .unwrap();
         assert_eq!(
             written(&plan),
             [
@@ -334,18 +407,37 @@ mod tests {
 
     #[test]
     fn hybrid_hosts_use_whichever_has_the_controller() {
-        let plan = plan("x", &all(), &[v1(&["cpu"], true), v2(&["memory", "pids", "cpuset"])], false);
+        let plan = plan(
+            "x",
+            &all(),
+            &[v1(&["cpu"], true), v2(&["memory", "pids", "cpuset"])],
+            false,
+        );
         let lines = written(&plan.unwrap());
-        assert!(lines.iter().any(|line| line.starts_with("/cg/cpu/ulaunch-x/cpu.cfs_quota_us")));
-        assert!(lines.iter().any(|line| line.starts_with("/cg2/ulaunch-x/memory.max")));
+        assert!(
+            lines
+                .iter()
+                .any(|line| line.starts_with("/cg/cpu/ulaunch-x/cpu.cfs_quota_us"))
+        );
+        assert!(
+            lines
+                .iter()
+                .any(|line| line.starts_with("/cg2/ulaunch-x/memory.max"))
+        );
     }
 
     #[test]
     fn a_limit_that_cannot_be_applied_is_refused_unless_told_otherwise() {
-        let limits = Limits { memory: Some(64 << 20), ..Limits::default() };
+        let limits = Limits {
+            memory: Some(64 << 20),
+            ..Limits::default()
+        };
         for hosts in [vec![], vec![v1(&["memory"], false)]] {
             let error = plan("x", &limits, &hosts, false).unwrap_err().to_string();
-            assert!(error.starts_with("--memory: ") && error.contains("--best-effort"), "{error}");
+            assert!(
+                error.starts_with("--memory: ") && error.contains("--best-effort"),
+                "{error}"
+            );
             let plan = plan("x", &limits, &hosts, true).unwrap();
             assert_eq!((plan.groups.len(), plan.notices.len()), (0, 1));
         }

@@ -9,18 +9,65 @@ use std::collections::BTreeSet;
 
 /// Names without `CAP_`, by number.
 const NAMES: [&str; 41] = [
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID",
-    "SETPCAP", "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW",
-    "IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT",
-    "SYS_ADMIN", "SYS_BOOT", "SYS_NICE", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD",
-    "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG",
-    "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
 ];
 
 /// What Docker gives a container.
 const DEFAULT: [&str; 14] = [
-    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP",
-    "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
 ];
 
 /// A set of capabilities, bit N = capability number N.
@@ -41,7 +88,10 @@ impl CapSet {
 
 /// Capabilities by name, `CAP_` and case being optional, or `ALL`.
 pub fn parse_list(names: &[String]) -> Result<CapList> {
-    let mut list = CapList { all: false, caps: BTreeSet::new() };
+    let mut list = CapList {
+        all: false,
+        caps: BTreeSet::new(),
+    };
     for name in names.iter().flat_map(|names| names.split(',')) {
         let upper = name.to_ascii_uppercase();
         let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
@@ -55,16 +105,24 @@ pub fn parse_list(names: &[String]) -> Result<CapList> {
 }
 
 fn number(name: &str) -> Option<u8> {
-    NAMES.iter().position(|known| *known == name).map(|cap| cap as u8)
+    NAMES
+        .iter()
+        .position(|known| *known == name)
+        .map(|cap| cap as u8)
 }
 
 /// What a container gets: the default set, or all with `--privileged`, then `--cap-drop ALL` and
 /// `--cap-add ALL`, then single names, of which a drop wins over an add.
 pub fn resolve(security: &Security) -> CapSet {
     let bits = |list: &CapList| list.caps.iter().fold(0, |set, cap| set | 1u64 << cap);
-    let default = DEFAULT.iter().filter_map(|name| number(name)).fold(0, |set, cap| set | 1 << cap);
+    let default = DEFAULT
+        .iter()
+        .filter_map(|name| number(name))
+        .fold(0, |set, cap| set | 1 << cap);
     let base = match security {
-        Security { privileged: true, .. } => CapSet::all().0,
+        Security {
+            privileged: true, ..
+        } => CapSet::all().0,
         _ if security.cap_drop.all => 0,
         _ if security.cap_add.all => CapSet::all().0,
         _ => default,
@@ -93,14 +151,20 @@ pub fn set(keep: CapSet) -> Result<()> {
     let held = rustix::thread::capabilities(None).explain(what)?;
     let set = held.permitted & CapabilitySet::from_bits_retain(keep.0);
     // The sets must not contain bits beyond what the kernel knows, so they are cut from held ones.
-    let sets = CapabilitySets { effective: set, permitted: set, inheritable: CapabilitySet::empty() };
+    let sets = CapabilitySets {
+        effective: set,
+        permitted: set,
+        inheritable: CapabilitySet::empty(),
+    };
     let _ = rustix::thread::clear_ambient_capability_set();
     rustix::thread::set_capabilities(None, sets).explain(what)
 }
 
 /// The effective set of this process.
 pub fn effective() -> CapSet {
-    rustix::thread::capabilities(None).map(|sets| CapSet(sets.effective.bits())).unwrap_or_default()
+    rustix::thread::capabilities(None)
+        .map(|sets| CapSet(sets.effective.bits()))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -109,9 +173,19 @@ mod tests {
 
     fn security(add: &[&str], drop: &[&str]) -> Security {
         let list = |names: &[&str]| {
-            parse_list(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap()
+            parse_list(
+                &names
+                    .iter()
+                    .map(|name| (*name).to_owned())
+                    .collect::<Vec<_>>(),
+            )
+            .unwrap()
         };
-        Security { cap_add: list(add), cap_drop: list(drop), ..Security::default() }
+        Security {
+            cap_add: list(add),
+            cap_drop: list(drop),
+            ..Security::default()
+        }
     }
 
     #[test]

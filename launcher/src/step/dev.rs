@@ -24,8 +24,14 @@ pub struct Dev {
 }
 
 /// Name, major and minor number of the nodes every container has.
-const NODES: [(&str, u32, u32); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+const NODES: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
 
 /// Links that programs expect.
 const LINKS: [(&str, &str); 5] = [
@@ -58,7 +64,12 @@ pub fn build(context: &mut Context, plan: &Dev) -> Result<()> {
         rustix::fs::symlinkat(to, &dev, name).explain(|| format!("making /dev/{name}"))?;
     }
     for (fs, name, options, flags) in [
-        ("tmpfs", "shm", &[("mode", "1777"), ("size", "64m")][..], flags),
+        (
+            "tmpfs",
+            "shm",
+            &[("mode", "1777"), ("size", "64m")][..],
+            flags,
+        ),
         ("mqueue", "mqueue", &[], flags),
     ] {
         submount(&dev, fs, name, options, flags)?;
@@ -124,20 +135,30 @@ fn mount_pts(dev: &OwnedFd, tty_group: bool) -> Result<OwnedFd> {
 /// Opens a terminal in the container's devpts and binds it to /dev/console: master and slave.
 ///
 /// The slave is opened through the master (TIOCGPTPEER), never by a name that could be changed.
-fn open_terminal(dev: &OwnedFd, pts: &OwnedFd, rows: u16, columns: u16) -> Result<(OwnedFd, OwnedFd)> {
+fn open_terminal(
+    dev: &OwnedFd,
+    pts: &OwnedFd,
+    rows: u16,
+    columns: u16,
+) -> Result<(OwnedFd, OwnedFd)> {
     let what = || "opening a terminal".to_owned();
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    let master =
-        rustix::fs::openat2(pts, "ptmx", flags, Mode::empty(), resolve).explain(what)?;
+    let master = rustix::fs::openat2(pts, "ptmx", flags, Mode::empty(), resolve).explain(what)?;
     rustix::pty::unlockpt(&master).explain(what)?;
     let slave_flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let slave = rustix::pty::ioctl_tiocgptpeer(&master, slave_flags).explain(what)?;
-    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     rustix::termios::tcsetwinsize(&master, size).explain(what)?;
     let what = || "making /dev/console".to_owned();
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDONLY | OFlags::CLOEXEC;
-    let point = rustix::fs::openat(dev, "console", flags, Mode::from_raw_mode(0o600)).explain(what)?;
+    let point =
+        rustix::fs::openat(dev, "console", flags, Mode::from_raw_mode(0o600)).explain(what)?;
     let console = mount::clone_tree(&slave, Path::new(""), false).explain(what)?;
     mount::attach(&console, &point).explain(what)?;
     Ok((master, slave))
@@ -146,8 +167,13 @@ fn open_terminal(dev: &OwnedFd, pts: &OwnedFd, rows: u16, columns: u16) -> Resul
 /// Replaces descriptors 0, 1 and 2 of this process by the container's /dev/null.
 pub fn null_stdio() -> Result<()> {
     let what = || "opening /dev/null".to_owned();
-    let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .explain(what)?;
+    let null = rustix::fs::openat(
+        CWD,
+        "/dev/null",
+        OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .explain(what)?;
     rustix::stdio::dup2_stdin(&null).explain(what)?;
     rustix::stdio::dup2_stdout(&null).explain(what)?;
     rustix::stdio::dup2_stderr(&null).explain(what)

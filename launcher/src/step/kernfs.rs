@@ -48,7 +48,8 @@ pub fn sysfs(context: &mut Context, own_network: bool, read_only: bool) -> Resul
     };
     let sysfs = match fresh {
         Err(Errno::PERM) => {
-            let copy = mount::clone_host(Path::new("/sys"), true).explain(|| "copying /sys".into())?;
+            let copy =
+                mount::clone_host(Path::new("/sys"), true).explain(|| "copying /sys".into())?;
             let attributes = if read_only { sys::MOUNT_ATTR_RDONLY } else { 0 };
             mount::restrict(&copy, attributes, true).explain(|| "restricting /sys".into())?;
             copy
@@ -67,7 +68,8 @@ pub fn cgroups(context: &mut Context, v1: &[String], v2: bool, read_only: bool) 
     let base = Path::new("/sys/fs/cgroup");
     // Without a cgroup directory (CONFIG_CGROUPS off, or /sys bound from elsewhere) there is
     // nothing to show.
-    let Ok(target) = mount::open_strict(context.root()?, base, OFlags::PATH | OFlags::DIRECTORY) else {
+    let Ok(target) = mount::open_strict(context.root()?, base, OFlags::PATH | OFlags::DIRECTORY)
+    else {
         return Ok(());
     };
     if v1.is_empty() {
@@ -82,8 +84,10 @@ pub fn cgroups(context: &mut Context, v1: &[String], v2: bool, read_only: bool) 
     mount::attach(&tmpfs, &target).explain(what)?;
     for name in v1 {
         rustix::fs::mkdirat(&tmpfs, name, Mode::from_raw_mode(0o755)).explain(what)?;
-        let options: Vec<(&str, &str)> =
-            name.split(',').map(|word| word.split_once('=').unwrap_or((word, ""))).collect();
+        let options: Vec<(&str, &str)> = name
+            .split(',')
+            .map(|word| word.split_once('=').unwrap_or((word, "")))
+            .collect();
         let group = mount::new_filesystem("cgroup", &options, flags)
             .explain(|| format!("mounting the cgroup hierarchy {name}"))?;
         let point = mount::open_strict(&tmpfs, Path::new(name), OFlags::PATH).explain(what)?;
@@ -102,7 +106,9 @@ pub fn cgroups(context: &mut Context, v1: &[String], v2: bool, read_only: bool) 
 pub fn mask(context: &mut Context, paths: &[OsText]) -> Result<()> {
     let mut empty = None;
     for path in paths {
-        let Some((target, kind)) = existing(context, path)? else { continue };
+        let Some((target, kind)) = existing(context, path)? else {
+            continue;
+        };
         let what = || format!("masking {}", path.path().display());
         let cover = match kind {
             FileType::Directory => {
@@ -129,7 +135,9 @@ fn empty_directory() -> Result<OwnedFd, Errno> {
 /// Binds paths onto themselves, read-only.
 pub fn read_only(context: &mut Context, paths: &[OsText]) -> Result<()> {
     for path in paths {
-        let Some((target, _)) = existing(context, path)? else { continue };
+        let Some((target, _)) = existing(context, path)? else {
+            continue;
+        };
         let what = || format!("making {} read-only", path.path().display());
         let copy = mount::clone_tree(&target, Path::new(""), true).explain(what)?;
         let attributes = sys::MOUNT_ATTR_RDONLY
@@ -152,6 +160,10 @@ fn existing(context: &Context, path: &OsText) -> Result<Option<(OwnedFd, FileTyp
     };
     let stat = rustix::fs::fstat(&target).explain(what)?;
     let kind = FileType::from_raw_mode(stat.st_mode);
-    ensure!(kind != FileType::Symlink, "{}: is a symbolic link: mask what it leads to", what());
+    ensure!(
+        kind != FileType::Symlink,
+        "{}: is a symbolic link: mask what it leads to",
+        what()
+    );
     Ok(Some((target, kind)))
 }

@@ -89,11 +89,16 @@ pub struct Context {
 impl Context {
     /// The root directory of the container.
     fn root(&self) -> Result<&OwnedFd> {
-        self.root.as_ref().context("no root filesystem is attached yet")
+        self.root
+            .as_ref()
+            .context("no root filesystem is attached yet")
     }
 
     fn take_slot(&mut self, slot: usize) -> Result<OwnedFd> {
-        self.slots.get_mut(slot).and_then(Option::take).context("a mount was not handed over")
+        self.slots
+            .get_mut(slot)
+            .and_then(Option::take)
+            .context("a mount was not handed over")
     }
 }
 
@@ -108,9 +113,10 @@ impl Step {
             Self::Loopback => net::loopback(),
             Self::Root => rootfs::attach(context),
             Self::Proc => kernfs::proc(context),
-            Self::Sysfs { own_network, read_only } => {
-                kernfs::sysfs(context, *own_network, *read_only)
-            }
+            Self::Sysfs {
+                own_network,
+                read_only,
+            } => kernfs::sysfs(context, *own_network, *read_only),
             Self::Cgroups { v1, v2, read_only } => kernfs::cgroups(context, v1, *v2, *read_only),
             Self::Dev(plan) => dev::build(context, plan),
             Self::Volume { slot, target } => volumes::bind(context, *slot, target.path()),

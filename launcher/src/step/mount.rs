@@ -81,12 +81,22 @@ pub fn restrict(mount: impl AsFd, attributes: u64, recursive: bool) -> Result<()
 
 /// Opens a path inside `root`; symbolic links are followed inside it only.
 pub fn open(root: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
-    open_how(root, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    open_how(
+        root,
+        path,
+        flags,
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    )
 }
 
 /// Opens a path inside `root` that must not go over any symbolic link (ELOOP).
 pub fn open_strict(root: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
-    open_how(root, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS)
+    open_how(
+        root,
+        path,
+        flags,
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS,
+    )
 }
 
 fn open_how(
@@ -107,7 +117,12 @@ fn open_how(
 /// A directory inside `root` to mount on, made with its parents (0755) where missing.
 pub fn target_directory(root: impl AsFd, path: &Path) -> Result<OwnedFd> {
     let what = || format!("mount point {}", path.display());
-    let fd = make_path(&root, path, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS).explain(what)?;
+    let fd = make_path(
+        &root,
+        path,
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    )
+    .explain(what)?;
     refuse_proc(&fd, path)?;
     Ok(fd)
 }
@@ -120,7 +135,12 @@ pub fn target_file(root: impl AsFd, path: &Path) -> Result<OwnedFd> {
             let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
                 bail!("{}: not a file name", what());
             };
-            let parent_fd = make_path(&root, parent, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS).explain(what)?;
+            let parent_fd = make_path(
+                &root,
+                parent,
+                ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+            )
+            .explain(what)?;
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let mode = Mode::from_raw_mode(0o644);
             refuse_proc(&parent_fd, path)?;
@@ -135,11 +155,18 @@ pub fn target_file(root: impl AsFd, path: &Path) -> Result<OwnedFd> {
 /// One of the directories that the kernel's own filesystems go onto. A symbolic link in its place
 /// would move them elsewhere while everybody trusts the name, so it must be a real directory.
 pub fn system_directory(root: impl AsFd, path: &Path) -> Result<OwnedFd> {
-    make_path(&root, path, ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS).remedy(
+    make_path(
+        &root,
+        path,
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS,
+    )
+    .remedy(
         || format!("mount point {}", path.display()),
         |errno| match errno {
             Errno::LOOP | Errno::NOTDIR => "the root filesystem must have a real directory there",
-            Errno::ROFS | Errno::ACCESS | Errno::PERM => "make the directory in the root filesystem",
+            Errno::ROFS | Errno::ACCESS | Errno::PERM => {
+                "make the directory in the root filesystem"
+            }
             _ => "",
         },
     )
@@ -155,7 +182,9 @@ fn make_path(root: &impl AsFd, path: &Path, resolve: ResolveFlags) -> Result<Own
     let mut done = std::path::PathBuf::from("/");
     let mut fd = open(&done)?;
     for part in path.components() {
-        let Component::Normal(name) = part else { continue };
+        let Component::Normal(name) = part else {
+            continue;
+        };
         done.push(name);
         fd = match open(&done) {
             Err(Errno::NOENT) => {
@@ -173,9 +202,13 @@ fn make_path(root: &impl AsFd, path: &Path, resolve: ResolveFlags) -> Result<Own
 
 /// Nothing of the user's is mounted on procfs: programs trust what they read and write there.
 fn refuse_proc(target: impl AsFd, path: &Path) -> Result<()> {
-    let stat = rustix::fs::fstatfs(&target).explain(|| format!("mount point {}", path.display()))?;
+    let stat =
+        rustix::fs::fstatfs(&target).explain(|| format!("mount point {}", path.display()))?;
     if stat.f_type as u64 == PROC_SUPER_MAGIC {
-        bail!("mount point {}: lies in /proc: choose a path outside of it", path.display());
+        bail!(
+            "mount point {}: lies in /proc: choose a path outside of it",
+            path.display()
+        );
     }
     Ok(())
 }

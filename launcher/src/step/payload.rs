@@ -87,7 +87,11 @@ impl Payload {
         caps::limit_bounding_set(self.caps)?;
         self.become_user(&who)?;
         enter(self.workdir.path())?;
-        caps::set(if who.uid == 0 { self.caps } else { CapSet::default() })?;
+        caps::set(if who.uid == 0 {
+            self.caps
+        } else {
+            CapSet::default()
+        })?;
         if self.no_new_privs {
             rustix::thread::set_no_new_privs(true).explain(|| "setting no_new_privs".into())?;
             self.seccomp.as_ref().map_or(Ok(()), seccomp::install)?;
@@ -120,7 +124,9 @@ impl Payload {
     fn become_user(&self, who: &Identity) -> Result<()> {
         let what = || format!("--user: becoming user {} and group {}", who.uid, who.gid);
         let hint = |errno| match errno {
-            Errno::INVAL if self.single_id => "only id 0 is mapped here: add a range to /etc/subuid and /etc/subgid",
+            Errno::INVAL if self.single_id => {
+                "only id 0 is mapped here: add a range to /etc/subuid and /etc/subgid"
+            }
             Errno::INVAL => "the id is outside of the mapped range",
             _ => "",
         };
@@ -152,15 +158,20 @@ impl Payload {
 
     /// Looks the program up as execvp(3) does, in the PATH of the container.
     fn exec_found(&self, env: &[CString]) -> Refusal {
-        let argv: Result<Vec<CString>, Errno> =
-            self.command.iter().map(|word| sys::c_string(word)).collect();
+        let argv: Result<Vec<CString>, Errno> = self
+            .command
+            .iter()
+            .map(|word| sys::c_string(word))
+            .collect();
         let (Ok(argv), Some(program)) = (argv, self.command.first()) else {
             return Refusal::new(127, "the command holds a NUL byte".into());
         };
         let shown = program.to_string_lossy();
         let mut seen = Errno::NOENT;
         for candidate in candidates(program, env) {
-            let Ok(path) = sys::c_string(&candidate) else { continue };
+            let Ok(path) = sys::c_string(&candidate) else {
+                continue;
+            };
             match sys::exec_path(&path, &argv, env) {
                 Errno::NOENT | Errno::NOTDIR if !Path::new(&candidate).exists() => {}
                 errno => seen = errno,
@@ -170,23 +181,39 @@ impl Payload {
             }
         }
         match seen {
-            Errno::NOENT if program.as_bytes().contains(&b'/') && Path::new(&**program).exists() => {
-                Refusal::new(127, format!("{shown}: its interpreter was not found (ENOENT): install it in the root filesystem"))
+            Errno::NOENT
+                if program.as_bytes().contains(&b'/') && Path::new(&**program).exists() =>
+            {
+                Refusal::new(
+                    127,
+                    format!(
+                        "{shown}: its interpreter was not found (ENOENT): install it in the root filesystem"
+                    ),
+                )
             }
-            Errno::NOENT | Errno::NOTDIR => {
-                Refusal::new(127, format!("{shown}: command not found in the container (ENOENT)"))
-            }
-            Errno::NOEXEC => {
-                Refusal::new(126, format!("{shown}: not a program (ENOEXEC): a script needs a #! line"))
-            }
-            errno => Refusal::new(126, format!("{shown}: cannot be executed: {}", describe(errno))),
+            Errno::NOENT | Errno::NOTDIR => Refusal::new(
+                127,
+                format!("{shown}: command not found in the container (ENOENT)"),
+            ),
+            Errno::NOEXEC => Refusal::new(
+                126,
+                format!("{shown}: not a program (ENOEXEC): a script needs a #! line"),
+            ),
+            errno => Refusal::new(
+                126,
+                format!("{shown}: cannot be executed: {}", describe(errno)),
+            ),
         }
     }
 }
 
 /// The part of an environment entry before `=`.
 fn key(entry: &OsStr) -> &[u8] {
-    entry.as_bytes().split(|byte| *byte == b'=').next().unwrap_or_default()
+    entry
+        .as_bytes()
+        .split(|byte| *byte == b'=')
+        .next()
+        .unwrap_or_default()
 }
 
 /// The paths to try for a program.
@@ -195,7 +222,9 @@ fn candidates(program: &OsStr, env: &[CString]) -> Vec<OsString> {
     if name.contains(&b'/') {
         return vec![program.to_owned()];
     }
-    let path = env.iter().find_map(|entry| entry.as_bytes().strip_prefix(b"PATH="));
+    let path = env
+        .iter()
+        .find_map(|entry| entry.as_bytes().strip_prefix(b"PATH="));
     let dirs = path.unwrap_or(b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     dirs.split(|byte| *byte == b':')
         .map(|dir| if dir.is_empty() { &b"."[..] } else { dir })
@@ -219,27 +248,45 @@ fn take_terminal(slave: &OwnedFd, who: &Identity) -> Result<()> {
 fn enter(workdir: &Path) -> Result<()> {
     let what = || format!("--workdir {}", workdir.display());
     anyhow::ensure!(workdir.is_absolute(), "{}: not an absolute path", what());
-    let root = rustix::fs::open("/", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).explain(what)?;
+    let root =
+        rustix::fs::open("/", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).explain(what)?;
     let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY;
-    let dir = super::mount::open(root.as_fd(), workdir, flags).remedy(what, |errno| match errno {
-        Errno::NOENT => "make the directory in the root filesystem",
-        Errno::LOOP => "it must not go through /proc/PID/fd, cwd or root",
-        _ => "",
-    })?;
+    let dir =
+        super::mount::open(root.as_fd(), workdir, flags).remedy(what, |errno| match errno {
+            Errno::NOENT => "make the directory in the root filesystem",
+            Errno::LOOP => "it must not go through /proc/PID/fd, cwd or root",
+            _ => "",
+        })?;
     rustix::process::fchdir(&dir).explain(what)?;
     let cwd = rustix::process::getcwd(Vec::new()).explain(what)?;
-    anyhow::ensure!(cwd.as_bytes().starts_with(b"/"), "{}: lies outside of the container", what());
+    anyhow::ensure!(
+        cwd.as_bytes().starts_with(b"/"),
+        "{}: lies outside of the container",
+        what()
+    );
     Ok(())
 }
 
 /// Checks `--user` for form before anything is started.
 pub fn check_user(text: &OsStr) -> Result<()> {
-    let text = text.to_str().context("--user: not UTF-8: write USER[:GROUP]")?;
+    let text = text
+        .to_str()
+        .context("--user: not UTF-8: write USER[:GROUP]")?;
     let (user, group) = text.split_once(':').unwrap_or((text, "0"));
     for part in [user, group] {
-        let numeric = part.bytes().next().is_some_and(|byte| byte.is_ascii_digit());
-        let good = if numeric { parse::id(part).is_some() } else { user::is_name(part) };
-        anyhow::ensure!(good, "--user {text}: not a user: write USER[:GROUP], names or numbers");
+        let numeric = part
+            .bytes()
+            .next()
+            .is_some_and(|byte| byte.is_ascii_digit());
+        let good = if numeric {
+            parse::id(part).is_some()
+        } else {
+            user::is_name(part)
+        };
+        anyhow::ensure!(
+            good,
+            "--user {text}: not a user: write USER[:GROUP], names or numbers"
+        );
     }
     Ok(())
 }
@@ -260,7 +307,18 @@ mod tests {
         for text in ["0", "0:0", "daemon", "daemon:5", "_apt", "4294967294"] {
             assert!(check_user(OsStr::new(text)).is_ok(), "{text}");
         }
-        for text in ["", "1000:", ":0", "+0", " 0", "4294967295", "0x0", "1:2:3", "a/b", "-1"] {
+        for text in [
+            "",
+            "1000:",
+            ":0",
+            "+0",
+            " 0",
+            "4294967295",
+            "0x0",
+            "1:2:3",
+            "a/b",
+            "-1",
+        ] {
             assert!(check_user(OsStr::new(text)).is_err(), "{text}");
         }
     }

@@ -98,10 +98,27 @@ const BY_CAPABILITY: &[(&[&str], &[i64])] = &[
     (&["SYS_ADMIN", "BPF"], &[libc::SYS_bpf]),
     (&["SYS_ADMIN", "PERFMON"], &[libc::SYS_perf_event_open]),
     (&["SYS_ADMIN", "SYSLOG"], &[libc::SYS_syslog]),
-    (&["SYS_BOOT"], &[libc::SYS_reboot, libc::SYS_kexec_load, libc::SYS_kexec_file_load]),
-    (&["SYS_MODULE"], &[libc::SYS_init_module, libc::SYS_finit_module, libc::SYS_delete_module]),
+    (
+        &["SYS_BOOT"],
+        &[
+            libc::SYS_reboot,
+            libc::SYS_kexec_load,
+            libc::SYS_kexec_file_load,
+        ],
+    ),
+    (
+        &["SYS_MODULE"],
+        &[
+            libc::SYS_init_module,
+            libc::SYS_finit_module,
+            libc::SYS_delete_module,
+        ],
+    ),
     (&["SYS_PACCT"], &[libc::SYS_acct]),
-    (&["SYS_TIME"], &[libc::SYS_settimeofday, libc::SYS_clock_settime]),
+    (
+        &["SYS_TIME"],
+        &[libc::SYS_settimeofday, libc::SYS_clock_settime],
+    ),
     (&["DAC_READ_SEARCH"], &[libc::SYS_open_by_handle_at]),
     (
         &["SYS_NICE"],
@@ -125,7 +142,9 @@ pub fn install(profile: &Profile) -> Result<()> {
         sys::install_seccomp(&program).remedy(
             || "installing the system call filter".into(),
             |errno| match errno {
-                rustix::io::Errno::INVAL => "the kernel lacks CONFIG_SECCOMP_FILTER: use --security-opt seccomp=unconfined",
+                rustix::io::Errno::INVAL => {
+                    "the kernel lacks CONFIG_SECCOMP_FILTER: use --security-opt seccomp=unconfined"
+                }
                 _ => "",
             },
         )?;
@@ -137,7 +156,9 @@ pub fn install(profile: &Profile) -> Result<()> {
 pub fn compile(profile: &Profile) -> Result<[BpfProgram; 2]> {
     let refused = program(refused(profile)?, SeccompAction::Allow, libc::EPERM)?;
     let unknown = {
-        let mut known: Rules = (0..=LAST_KNOWN).map(|number| (number, Vec::new())).collect();
+        let mut known: Rules = (0..=LAST_KNOWN)
+            .map(|number| (number, Vec::new()))
+            .collect();
         // A filter cannot look at the structure that holds clone3's flags.
         if !may_make_namespaces(profile) {
             known.remove(&libc::SYS_clone3);
@@ -166,12 +187,17 @@ fn refused(profile: &Profile) -> Result<Rules> {
         refuse(NAMESPACES);
         // clone(2) may make processes and threads, but no namespaces: one rule for each flag.
         let flag = |bit: u64| condition(0, Len::Qword, Op::MaskedEq(bit), bit);
-        let bits = (0..64).map(|bit| 1 << bit).filter(|bit| CLONE_NAMESPACES & bit != 0);
+        let bits = (0..64)
+            .map(|bit| 1 << bit)
+            .filter(|bit| CLONE_NAMESPACES & bit != 0);
         rules.insert(libc::SYS_clone, bits.map(flag).collect::<Result<_>>()?);
     }
     // Typing into the terminal of whoever looks at it (CVE-2017-5226), by ioctl number.
     let ioctl = |number: u64| condition(1, Len::Dword, Op::Eq, number);
-    rules.insert(libc::SYS_ioctl, vec![ioctl(libc::TIOCSTI)?, ioctl(libc::TIOCLINUX)?]);
+    rules.insert(
+        libc::SYS_ioctl,
+        vec![ioctl(libc::TIOCSTI)?, ioctl(libc::TIOCLINUX)?],
+    );
     // Sockets to the hypervisor reach past the network namespace.
     let vsock = condition(0, Len::Dword, Op::Eq, libc::AF_VSOCK as u64)?;
     rules.insert(libc::SYS_socket, vec![vsock]);
@@ -184,7 +210,9 @@ fn refused(profile: &Profile) -> Result<Rules> {
 }
 
 fn condition(argument: u8, length: Len, op: Op, value: u64) -> Result<SeccompRule> {
-    Ok(SeccompRule::new(vec![SeccompCondition::new(argument, length, op, value)?])?)
+    Ok(SeccompRule::new(vec![SeccompCondition::new(
+        argument, length, op, value,
+    )?])?)
 }
 
 fn program(rules: Rules, otherwise: SeccompAction, errno: i32) -> Result<BpfProgram> {
@@ -204,7 +232,10 @@ mod tests {
     use super::*;
 
     fn profile(caps: u64, nest: bool) -> Profile {
-        Profile { caps: CapSet(caps), nest }
+        Profile {
+            caps: CapSet(caps),
+            nest,
+        }
     }
 
     #[test]
@@ -220,7 +251,13 @@ mod tests {
     fn capabilities_and_nesting_re_allow() {
         let of = |profile| refused(&profile).unwrap();
         let default = of(profile(0xa804_25fb, false));
-        for call in [libc::SYS_mount, libc::SYS_unshare, libc::SYS_bpf, libc::SYS_keyctl, libc::SYS_clone] {
+        for call in [
+            libc::SYS_mount,
+            libc::SYS_unshare,
+            libc::SYS_bpf,
+            libc::SYS_keyctl,
+            libc::SYS_clone,
+        ] {
             assert!(default.contains_key(&call), "{call}");
         }
         let nested = of(profile(0xa804_25fb, true));

@@ -73,7 +73,10 @@ fn helper(program: &str, pid: i32, map: &[IdMapping]) -> Result<()> {
         .with_context(|| format!("{program}: install the package uidmap, or use --userns map"))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
-        bail!("{}: check /etc/subuid and /etc/subgid", text.lines().next().unwrap_or(program));
+        bail!(
+            "{}: check /etc/subuid and /etc/subgid",
+            text.lines().next().unwrap_or(program)
+        );
     }
     Ok(())
 }
@@ -84,7 +87,14 @@ mod tests {
 
     #[test]
     fn map_lines() {
-        let range = |inside, outside, count| IdMapping { inside, outside, count };
-        assert_eq!(lines(&[range(0, 1000, 1), range(1, 100_000, 65_535)]), "0 1000 1\n1 100000 65535\n");
+        let range = |inside, outside, count| IdMapping {
+            inside,
+            outside,
+            count,
+        };
+        assert_eq!(
+            lines(&[range(0, 1000, 1), range(1, 100_000, 65_535)]),
+            "0 1000 1\n1 100000 65535\n"
+        );
     }
 }

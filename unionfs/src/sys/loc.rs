@@ -131,6 +131,8 @@ impl Loc {
     /// stat, without following a symbolic link.
     pub fn stat(&self) -> Result<RealStat> {
         match self {
+            // By the descriptor: `.` would need search permission on the directory itself.
+            Self::Name(dir, name) if &**name == b"." => stat_fd(dir),
             Self::Name(dir, name) => stat_at(dir, name),
             Self::Fd(fd) => stat_fd(fd),
         }
@@ -164,6 +166,7 @@ impl Loc {
     /// A descriptor that keeps the file (and its number) alive without opening it.
     pub fn pin(&self) -> Result<Arc<OwnedFd>> {
         match self {
+            Self::Name(dir, name) if &**name == b"." => Ok(dir.clone()),
             Self::Name(..) => self.open(OFlags::PATH).map(Arc::new),
             Self::Fd(fd) => Ok(fd.clone()),
         }
@@ -262,6 +265,7 @@ impl Loc {
     /// Runs `f` on the file's extended attributes.
     pub fn xattrs<T>(&self, f: impl FnOnce(xattr::Target<'_>) -> Result<T>) -> Result<T> {
         match self {
+            Self::Name(dir, name) if &**name == b"." => f(xattr::Target::fd(dir.as_fd())?),
             Self::Name(dir, name) => {
                 let name = CString::new(&**name).map_err(|_| Errno::INVAL)?;
                 f(xattr::Target::at(dir.as_fd(), &name))
