@@ -93,6 +93,8 @@ pub(super) fn unmount(mountpoint: &Path, lazy: bool) -> Result<()> {
     let words = words(&output);
     let errno = if words.contains("busy") {
         Errno::BUSY
+    } else if words.contains("not found in") {
+        Errno::INVAL
     } else {
         Errno::PERM
     };

@@ -94,12 +94,12 @@ impl MountHandle {
     }
 }
 
-/// Is this a place to mount at? Looks without waking a dead mount's users.
+/// Is this a place to mount at?
 ///
 /// # Errors
 /// ENOENT, ENOTDIR, or ENOTCONN for a FUSE mount whose server died, with the remedy.
 pub fn check_mountpoint(path: &Path) -> Result<()> {
-    let stat = rustix::fs::stat(path).map_err(|errno| {
+    let mode = mode_now(path).map_err(|errno| {
         let what = match errno {
             Errno::NOENT => "no such mount point: create the directory first",
             Errno::NOTCONN => "a FUSE mount whose server is gone: uaufs umount it first",
@@ -108,7 +108,7 @@ pub fn check_mountpoint(path: &Path) -> Result<()> {
         };
         path_error(path, what, errno)
     })?;
-    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+    if FileType::from_raw_mode(mode) == FileType::Directory {
         Ok(())
     } else {
         Err(path_error(
@@ -116,6 +116,17 @@ pub fn check_mountpoint(path: &Path) -> Result<()> {
             "mount point is not a directory",
             Errno::NOTDIR,
         ))
+    }
+}
+
+/// Type and permissions of what is at `path` now: a mount whose server is gone may still answer
+/// out of the kernel's cache, so that is passed by.
+fn mode_now(path: &Path) -> core::result::Result<u32, Errno> {
+    match statx(CWD, path, AtFlags::STATX_FORCE_SYNC, StatxFlags::TYPE) {
+        Ok(stat) => Ok(stat.stx_mode.into()),
+        // Before Linux 4.11, or filtered by seccomp.
+        Err(Errno::NOSYS | Errno::PERM) => rustix::fs::stat(path).map(|stat| stat.st_mode),
+        Err(errno) => Err(errno),
     }
 }
 
