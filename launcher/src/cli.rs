@@ -181,7 +181,7 @@ pub struct RunArgs {
     /// Take a capability away, or ALL
     #[arg(long, value_name = "CAP")]
     cap_drop: Vec<String>,
-    /// seccomp=unconfined, no-new-privileges[=true|false], mask=PATH[:PATH], unmask=ALL|PATH[:PATH]
+    /// seccomp=unconfined, no-new-privileges=true|false, mask=PATHS, unmask=ALL|PATHS (colons between)
     #[arg(long, value_name = "OPT")]
     security_opt: Vec<OsString>,
     /// All capabilities, no system call filter, nothing masked
@@ -194,7 +194,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = parse::ulimit)]
     ulimit: Vec<crate::spec::Ulimit>,
     /// Command and its arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+    #[arg(trailing_var_arg = true, required = true)]
     command: Vec<OsString>,
 }
 
