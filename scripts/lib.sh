@@ -127,7 +127,7 @@ debian_tree() {
         need_packages mmdebstrap
         say "making a Debian tree"
         mkdir -p "$CACHE"
-        mmdebstrap --quiet --variant=minbase \
+        mmdebstrap --quiet --format=tar --variant=minbase \
             --include=python3,git,gcc,libc6-dev,make,sqlite3,rsync,ca-certificates \
             bookworm "$tar.new" || die "mmdebstrap failed: see the lines above"
         mv "$tar.new" "$tar"
