@@ -1,10 +1,12 @@
 //! `ulaunch`: containers on a union filesystem. Parse, do, exit code.
 
+mod as_root;
 mod cgroup;
 mod cli;
 mod diff;
 mod error;
 mod fsd;
+mod guard;
 mod host;
 mod init;
 mod manage;

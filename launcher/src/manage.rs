@@ -1,20 +1,18 @@
 //! The commands on containers that exist.
 
+use crate::as_root::as_container_root;
 use crate::cgroup::group;
-use crate::diff;
+use crate::diff::{self, Lower};
 use crate::error::Explain;
-use crate::plan::{MapMethod, Maps};
+use crate::guard;
 use crate::spec::Root;
 use crate::state::{Record, Status, Store};
-use crate::step::userns;
-use crate::sync::{Channel, Go};
-use crate::sys::{self, Cloned};
+use crate::sys;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How often a container without a descriptor to wait on is looked at.
@@ -28,6 +26,9 @@ fn is_running(store: &Store, record: &Record) -> bool {
 pub fn ps(store: &Store, all: bool, json: bool) -> Result<u8> {
     let mut shown = Vec::new();
     for record in store.all()? {
+        let Some(record) = guard::settle(store, record)? else {
+            continue;
+        };
         let running = is_running(store, &record);
         if running || all {
             shown.push((record, running));
@@ -82,25 +83,25 @@ pub fn diff(store: &Store, name: &str, json: bool) -> Result<u8> {
         .layer
         .as_ref()
         .context("the container has no writable layer")?;
-    let lower: Vec<PathBuf> = branches
+    // What lies above the layer is not below it; a fresh layer lies above everything.
+    let above = branches.iter().position(|(path, _)| path == layer);
+    let lowers: Vec<Lower<'_>> = branches[above.map_or(0, |at| at + 1)..]
         .iter()
-        .map(|(path, _)| path.path().to_path_buf())
-        .filter(|path| path != layer.path())
+        .map(|(path, perm)| Lower {
+            path: path.path(),
+            whiteouts: perm.starts_with("rw") || perm.split('+').any(|word| word == "wh"),
+        })
         .collect();
-    let changes = diff::changes(layer.path(), &lower)?;
-    if json {
-        let list: Vec<_> = changes
-            .iter()
-            .map(|(path, change)| serde_json::json!({"path": crate::ostext::OsText::from(path.clone()), "change": change}))
-            .collect();
-        println!("{}", serde_json::to_string(&list)?);
-        return Ok(0);
-    }
-    let mut out = std::io::stdout().lock();
-    for (path, change) in changes {
-        write!(out, "{change:?} ")?;
-        out.write_all(path.as_os_str().as_bytes())?;
-        out.write_all(b"\n")?;
+    let show = || {
+        let changes = diff::changes(layer.path(), &lowers)?;
+        let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+        diff::print(&changes, json, &mut out)?;
+        out.flush().explain(|| "writing".into())
+    };
+    match &record.maps {
+        // Directories that only the container's ids may read.
+        Some(maps) if !rustix::process::geteuid().is_root() => as_container_root(maps, show)?,
+        _ => show()?,
     }
     Ok(0)
 }
@@ -210,7 +211,9 @@ fn signal_number(text: &str) -> Option<i32> {
 /// `ulaunch rm`
 pub fn rm(store: &Store, names: &[String], force: bool) -> Result<u8> {
     for name in names {
-        let record = store.find(name)?;
+        let Some(record) = guard::settle(store, store.find(name)?)? else {
+            continue;
+        };
         if is_running(store, &record) {
             ensure!(
                 force,
@@ -243,47 +246,11 @@ pub fn remove_files(store: &Store, record: &Record) -> Result<()> {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => match &record.maps {
-            Some(maps) if !rustix::process::geteuid().is_root() => remove_as_root(&dir, maps),
+            Some(maps) if !rustix::process::geteuid().is_root() => {
+                as_container_root(maps, || std::fs::remove_dir_all(&dir).explain(what))
+            }
             _ => Err(error).explain(what),
         },
         Err(error) => Err(error).explain(what),
-    }
-}
-
-/// Removes a directory as root of a user namespace with the container's maps.
-fn remove_as_root(dir: &Path, maps: &Maps) -> Result<()> {
-    let (ours, theirs) = Channel::pair()?;
-    match sys::clone_process(libc::CLONE_NEWUSER).explain(|| "making a user namespace".into())? {
-        Cloned::Child => {
-            drop(ours);
-            let removed = theirs
-                .receive::<Go>()
-                .and_then(|_| userns::become_root())
-                .and_then(|()| {
-                    std::fs::remove_dir_all(dir).explain(|| format!("removing {}", dir.display()))
-                });
-            let text = removed.err().map(|error| format!("{error:#}"));
-            let _ = theirs.send(&text);
-            sys::exit_now(0)
-        }
-        Cloned::Parent(child) => {
-            drop(theirs);
-            debug_assert!(matches!(
-                maps.method,
-                MapMethod::Helpers | MapMethod::Direct { .. }
-            ));
-            userns::write_maps(child.pid, maps)?;
-            ours.send(&Go)?;
-            let result = ours.receive::<Option<String>>()?;
-            let _ = rustix::process::waitpid(
-                rustix::process::Pid::from_raw(child.pid),
-                rustix::process::WaitOptions::empty(),
-            );
-            match result {
-                Some(None) => Ok(()),
-                Some(Some(message)) => bail!("{message}"),
-                None => bail!("removing {}: the helper process died", dir.display()),
-            }
-        }
     }
 }

@@ -4,6 +4,7 @@ use crate::cgroup::group;
 use crate::cli::RunArgs;
 use crate::error::Explain;
 use crate::fsd::FsConfig;
+use crate::guard::Guard;
 use crate::host::Facts;
 use crate::ostext::OsText;
 use crate::outer::{self, Outer};
@@ -60,8 +61,7 @@ pub fn run(store: &Store, args: RunArgs) -> Result<u8> {
     if record.spec.detach {
         return detach(store, record, &plan);
     }
-    let outcome = supervise(store, &mut record, &plan);
-    finish(store, record, outcome)
+    supervise(store, record, &plan, None)
 }
 
 /// Only readonly branches: the changes go to a fresh layer.
@@ -84,20 +84,17 @@ fn layer_of(store: &Store, record: &Record, fresh: bool) -> Option<OsText> {
 }
 
 /// The supervisor goes on in the background; the id is printed once the command runs.
-fn detach(store: &Store, mut record: Record, plan: &Plan) -> Result<u8> {
+fn detach(store: &Store, record: Record, plan: &Plan) -> Result<u8> {
     let (ours, theirs) = Channel::pair()?;
     match sys::clone_process(0).explain(|| "going to the background".into())? {
         Cloned::Child => {
             drop(ours);
             rustix::process::setsid().ok();
             let code = match redirect_to_log(store, &record.id) {
-                Ok(()) => {
-                    let outcome = supervise_with(store, &mut record, plan, Some(theirs));
-                    finish(store, record, outcome).unwrap_or_else(|error| {
-                        eprintln!("ulaunch: {error:#}");
-                        125
-                    })
-                }
+                Ok(()) => supervise(store, record, plan, Some(theirs)).unwrap_or_else(|error| {
+                    eprintln!("ulaunch: {error:#}");
+                    125
+                }),
                 Err(error) => {
                     let _ = theirs.send(&Some(format!("{error:#}")));
                     125
@@ -133,8 +130,20 @@ fn redirect_to_log(store: &Store, id: &str) -> Result<()> {
     rustix::stdio::dup2_stderr(&log).explain(|| "redirecting the output".into())
 }
 
-fn supervise(store: &Store, record: &mut Record, plan: &Plan) -> Result<Outcome> {
-    supervise_with(store, record, plan, None)
+/// Runs the container under a guard that cleans up should the launcher be killed.
+fn supervise(
+    store: &Store,
+    mut record: Record,
+    plan: &Plan,
+    started: Option<Channel>,
+) -> Result<u8> {
+    let guard = Guard::start(store, &record)?;
+    let outcome = supervise_with(store, &mut record, plan, started);
+    let code = finish(store, record, outcome);
+    if let Some(guard) = guard {
+        guard.dismiss();
+    }
+    code
 }
 
 /// Starts the container and stays with it. `started` is told `None` once the command runs, else why
