@@ -44,6 +44,7 @@ pub struct Change {
     /// Absolute path inside the container.
     pub path: OsText,
     /// What happened.
+    #[serde(rename = "change")]
     pub kind: Kind,
 }
 
