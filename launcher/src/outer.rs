@@ -11,11 +11,12 @@ use crate::init;
 use crate::plan::{Plan, UsernsPlan};
 use crate::selfexe;
 use crate::spec::{Root, Spec};
-use crate::step::{mount, userns, volumes};
+use crate::step::{caps, mount, userns, volumes};
 use crate::sync::{Channel, DaemonReport, Go, OuterReport};
 use crate::sys::{self, ChildProcess, Cloned};
 use anyhow::{Context, Result, bail};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 /// What the process is given.
 pub struct Outer<'a> {
@@ -55,10 +56,7 @@ impl Outer<'_> {
         }
         mount::make_private()?;
         let root = match (&self.spec.root, self.union) {
-            (Root::Directory(path), _) => mount::clone_host(path.path(), true).remedy(
-                || format!("--rootfs {}", path.path().display()),
-                |_| "give an existing directory",
-            )?,
+            (Root::Directory(path), _) => self.directory(path.path())?,
             (Root::Union(_), Some(config)) => self.start_union(config)?,
             (Root::Union(_), None) => bail!("no union was planned"),
         };
@@ -69,6 +67,22 @@ impl Outer<'_> {
         let child = self.start_init(&slots)?;
         self.report
             .send_with(&OuterReport::Init(child.pid), &[child.pidfd.as_fd()])
+    }
+
+    /// A directory as root filesystem: a copy of its mount, in which device nodes are dead (see
+    /// [`fsd::make_mount`]) and ids are those of the container.
+    fn directory(&self, path: &Path) -> Result<OwnedFd> {
+        let what = || format!("--rootfs {}", path.display());
+        let mount = mount::clone_host(path, true).remedy(what, |_| "give an existing directory")?;
+        mount::restrict(&mount, sys::MOUNT_ATTR_NODEV, true).explain(what)?;
+        if let UsernsPlan::Inner(maps) = &self.plan.userns {
+            let namespace = userns::namespace_with(maps)?;
+            sys::mount_idmap(mount.as_fd(), namespace.as_fd()).remedy(
+                || format!("{}: shifting the ids (idmapped mount)", what()),
+                |_| "this filesystem or kernel cannot: use --branch, or --userns host",
+            )?;
+        }
+        Ok(mount)
     }
 
     /// Makes the mount and starts its daemon; returns when it answers.
@@ -109,7 +123,14 @@ impl Outer<'_> {
             Cloned::Child => {
                 let mut fds = vec![self.init.as_fd(), file.as_fd()];
                 fds.extend(slots.iter().map(AsFd::as_fd));
-                let error = selfexe::exec(self.program.as_fd(), init::COMMAND, &fds);
+                let kept = match self.plan.userns {
+                    UsernsPlan::Inner(_) => caps::keep_over_exec(),
+                    UsernsPlan::Host | UsernsPlan::Outer(_) => Ok(()),
+                };
+                let error = match kept {
+                    Ok(()) => selfexe::exec(self.program.as_fd(), init::COMMAND, &fds),
+                    Err(error) => error,
+                };
                 init::report_failure(self.init, &error);
                 sys::exit_now(1)
             }

@@ -54,7 +54,6 @@ pub fn run(store: &Store, args: RunArgs) -> Result<u8> {
         .into_iter()
         .map(OsText::from)
         .collect();
-    store.create(&record, fresh_layer)?;
     for notice in &plan.notices {
         eprintln!("ulaunch: notice: {notice}");
     }
@@ -90,16 +89,10 @@ fn detach(store: &Store, record: Record, plan: &Plan) -> Result<u8> {
         Cloned::Child => {
             drop(ours);
             rustix::process::setsid().ok();
-            let code = match redirect_to_log(store, &record.id) {
-                Ok(()) => supervise(store, record, plan, Some(theirs)).unwrap_or_else(|error| {
-                    eprintln!("ulaunch: {error:#}");
-                    125
-                }),
-                Err(error) => {
-                    let _ = theirs.send(&Some(format!("{error:#}")));
-                    125
-                }
-            };
+            let code = supervise(store, record, plan, Some(&theirs)).unwrap_or_else(|error| {
+                let _ = theirs.send(&Some(format!("{error:#}")));
+                125
+            });
             sys::exit_now(code.into())
         }
         Cloned::Parent(_) => {
@@ -130,16 +123,26 @@ fn redirect_to_log(store: &Store, id: &str) -> Result<()> {
     rustix::stdio::dup2_stderr(&log).explain(|| "redirecting the output".into())
 }
 
-/// Runs the container under a guard that cleans up should the launcher be killed.
+/// Makes the record and runs the container, under a guard that cleans up should the launcher be
+/// killed. With `started` the container is detached.
 fn supervise(
     store: &Store,
     mut record: Record,
     plan: &Plan,
-    started: Option<Channel>,
+    started: Option<&Channel>,
 ) -> Result<u8> {
     let guard = Guard::start(store, &record)?;
-    let outcome = supervise_with(store, &mut record, plan, started);
-    let code = finish(store, record, outcome);
+    // Locked before anybody can find it, or it would be taken for one whose launcher was killed.
+    let alive = store.lock_alive(&record.id)?;
+    let made = store
+        .create(&record, needs_layer(&record.spec.root))
+        .and_then(|()| started.map_or(Ok(()), |_| redirect_to_log(store, &record.id)));
+    let code = made.and_then(|()| {
+        let outcome = supervise_with(store, &mut record, plan, started);
+        finish(store, record.clone(), outcome)
+    });
+    store.forget_alive(&record.id);
+    drop(alive);
     if let Some(guard) = guard {
         guard.dismiss();
     }
@@ -152,13 +155,12 @@ fn supervise_with(
     store: &Store,
     record: &mut Record,
     plan: &Plan,
-    started: Option<Channel>,
+    started: Option<&Channel>,
 ) -> Result<Outcome> {
-    let alive = store.lock_alive(&record.id)?;
     record.supervisor = ProcessId::of(std::process::id() as i32);
     let result = group::create(&plan.cgroup).and_then(|()| {
         let outcome = start(store, record, plan).and_then(|mut container| {
-            container.on_started(started.as_ref().map(|channel| {
+            container.on_started(started.map(|channel| {
                 move || {
                     let _ = channel.send(&None::<String>);
                 }
@@ -172,11 +174,9 @@ fn supervise_with(
         }
         outcome
     });
-    if let (Err(error), Some(channel)) = (&result, &started) {
+    if let (Err(error), Some(channel)) = (&result, started) {
         let _ = channel.send(&Some(format!("{error:#}")));
     }
-    store.forget_alive(&record.id);
-    drop(alive);
     result
 }
 

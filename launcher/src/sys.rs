@@ -207,6 +207,9 @@ pub const MOUNT_ATTR_NOSUID: u64 = 0x2;
 pub const MOUNT_ATTR_NODEV: u64 = 0x4;
 /// No programs.
 pub const MOUNT_ATTR_NOEXEC: u64 = 0x8;
+/// Ids are shifted by a user namespace.
+const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+
 #[repr(C)]
 struct MountAttr {
     attr_set: u64,
@@ -225,6 +228,18 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, set: u64, recursive: bool) -> Result
         userns_fd: 0,
     };
     mount_setattr_raw(mount, &attr, recursive)
+}
+
+/// Shifts the ids of a detached mount by the maps of the user namespace `userns`, from Linux 5.12
+/// on and where the filesystem supports it.
+pub fn mount_idmap(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>) -> Result<(), Errno> {
+    let attr = MountAttr {
+        attr_set: MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: userns.as_raw_fd() as u64,
+    };
+    mount_setattr_raw(mount, &attr, false)
 }
 
 fn mount_setattr_raw(

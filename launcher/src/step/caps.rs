@@ -160,6 +160,20 @@ pub fn set(keep: CapSet) -> Result<()> {
     rustix::thread::set_capabilities(None, sets).explain(what)
 }
 
+/// Lets the capabilities of a new user namespace pass the next exec.
+///
+/// As long as no id of the caller is mapped there, it is not root in it, and exec would take them.
+pub fn keep_over_exec() -> Result<()> {
+    let what = || "keeping the capabilities of the user namespace".to_owned();
+    let mut sets = rustix::thread::capabilities(None).explain(what)?;
+    sets.inheritable = sets.permitted;
+    rustix::thread::set_capabilities(None, sets).explain(what)?;
+    for bit in sets.permitted.iter() {
+        rustix::thread::configure_capability_in_ambient_set(bit, true).explain(what)?;
+    }
+    Ok(())
+}
+
 /// The effective set of this process.
 pub fn effective() -> CapSet {
     rustix::thread::capabilities(None)

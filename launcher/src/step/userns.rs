@@ -3,10 +3,14 @@
 use crate::error::Explain;
 use crate::plan::{MapMethod, Maps};
 use crate::spec::IdMapping;
+use crate::sync::{Channel, Go};
+use crate::sys::{self, Cloned};
 use anyhow::{Context, Result, bail};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 use std::fmt::Write;
+use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 
 /// Becomes user and group 0 of the namespace, with no supplementary groups where that is allowed.
@@ -38,6 +42,32 @@ pub fn write_maps(pid: i32, maps: &Maps) -> Result<()> {
             write(pid, "gid_map", &lines(&maps.gids))
         }
     }
+}
+
+/// A user namespace with these maps that nothing but the descriptor holds.
+pub fn namespace_with(maps: &Maps) -> Result<OwnedFd> {
+    let (ours, theirs) = Channel::pair()?;
+    let holder = match sys::clone_process(libc::CLONE_NEWUSER)
+        .explain(|| "making a user namespace".into())?
+    {
+        Cloned::Parent(child) => child,
+        Cloned::Child => {
+            drop(ours);
+            let _ = theirs.receive::<Go>();
+            sys::exit_now(0)
+        }
+    };
+    drop(theirs);
+    let path = format!("/proc/{}/ns/user", holder.pid);
+    let namespace = write_maps(holder.pid, maps).and_then(|()| {
+        rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .explain(|| format!("opening {path}"))
+    });
+    // The end of the connection ends the holder.
+    drop(ours);
+    let pid = rustix::process::Pid::from_raw(holder.pid);
+    let _ = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty());
+    namespace
 }
 
 fn lines(map: &[IdMapping]) -> String {
