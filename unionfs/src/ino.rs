@@ -17,6 +17,11 @@ const FS_SHIFT: u32 = 56;
 /// Filesystem index of numbers that are handed out one by one.
 const DYNAMIC: u64 = 0xff;
 
+/// Was this number handed out for the life of the mount only?
+pub fn is_dynamic(node: NodeId) -> bool {
+    node.0 >> FS_SHIFT == DYNAMIC
+}
+
 /// Maps real files to union numbers.
 #[derive(Debug)]
 pub struct InoMap {

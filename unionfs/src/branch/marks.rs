@@ -6,7 +6,7 @@ use crate::spec::Format;
 use crate::sys::stat::stat_at;
 use crate::sys::{creds, xattr};
 use crate::types::Kind;
-use crate::whiteout::{OPAQUE, OPAQUE_FO, whiteout_name};
+use crate::whiteout::{NameClass, OPAQUE, OPAQUE_FO, classify, whiteout_name};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 
@@ -120,6 +120,23 @@ impl Branch {
         create_mark(dir, mark)
     }
 
+    /// Does a directory of this branch hold nothing but whiteouts, marks and bookkeeping? What else
+    /// lies in it was put there behind the union's back and must not be removed with it.
+    pub fn holds_only_marks(&self, dir: impl AsFd) -> Result<bool> {
+        let dir = dir.as_fd();
+        for entry in rustix::fs::Dir::read_from(openat_self(dir)?)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." || classify(name) != NameClass::Plain {
+                continue;
+            }
+            if !(self.device_hides(name) && stat_at(dir, name)?.is_null_device()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Is this directory opaque here? Does not look at `honours_whiteouts`.
     pub fn is_opaque(&self, dir: &OwnedFd) -> Result<bool> {
         for mark in [OPAQUE, OPAQUE_FO] {
@@ -166,6 +183,11 @@ impl Branch {
     pub fn make_whiteout_file(&self, dir: impl AsFd, mark: &[u8]) -> Result<()> {
         self.link_base(dir, mark)
     }
+}
+
+fn openat_self(dir: impl AsFd) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, c".", flags, Mode::empty())
 }
 
 fn make_null_device(dir: impl AsFd, name: &[u8]) -> Result<()> {

@@ -267,10 +267,17 @@ impl Store {
     /// Appends a record to the log.
     pub fn record(&self, record: Record) -> Result<()> {
         let raw = record.encode();
-        self.log
-            .lock()
-            .write_all(&raw)
-            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+        let mut log = self.log.lock();
+        log.write_all(&raw).map_err(|e| {
+            // A part of a record would misalign everything that follows.
+            if let Ok(meta) = log.metadata() {
+                let whole = meta.len() / RECORD_LEN as u64 * RECORD_LEN as u64;
+                if let Err(err) = log.set_len(whole) {
+                    log::error!("cannot repair the log: {err}");
+                }
+            }
+            Errno::from_io_error(&e).unwrap_or(Errno::IO)
+        })
     }
 
     /// The recorded redirects: inode, birth time, path (see `union::redirect`).
@@ -362,8 +369,8 @@ fn open_log(dir: &OwnedFd) -> Result<(std::fs::File, Recovered)> {
             Some(Record::Links { node, delta }) => {
                 recovered.links.insert(node, delta);
             }
-            // A torn or foreign record: what follows cannot be trusted to be aligned.
-            None => break,
+            // A damaged record; the next one starts at its own multiple of the length.
+            None => {}
         }
     }
     let live = recovered.origins.len() + recovered.links.len();

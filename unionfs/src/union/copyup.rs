@@ -282,24 +282,30 @@ impl Union {
         let before = stat_fd(&dir)?;
         self.remember_origin(node, target, copy)?;
         let linked = lower.nlink > 1;
+        let old_delta = self.links.delta(node.id);
         if linked {
+            // Known and durable before the pseudo-link exists: without the count it would be
+            // dropped with the first name, and the others would show the old file.
+            self.set_delta(node, target, lower.nlink as i32 + old_delta - 1);
+            if !self.options.volatile {
+                copy.store.sync()?;
+            }
             self.add_plink(node, target, copy)?;
         }
-        if let Err(err) = rustix::fs::renameat(copy.store.tmp(), &*copy.temp, &dir, &*home.name) {
+        if let Err(err) = rename_new(copy.store.tmp(), &copy.temp, &dir, &home.name) {
             self.inos.forget_real(target.dev, copy.stat.ino);
             if linked {
                 self.remove_plink(node, target, copy.stat.ino);
+                self.set_delta(node, target, old_delta);
+            }
+            if err == Errno::EXIST {
+                // Somebody put a file there behind the union's back: it is not replaced.
+                ns.index = None;
+                return Err(Errno::STALE);
             }
             return Err(err);
         }
         copy.published = true;
-        if linked {
-            self.set_delta(
-                node,
-                target,
-                lower.nlink as i32 + self.links.delta(node.id) - 1,
-            );
-        }
         keep_times(&dir, &before);
         self.moved_to(node, target, copy, Place::Named);
         if let Some(index) = &mut ns.index
@@ -363,6 +369,10 @@ impl Union {
             btime: copy.stat.btime,
         };
         self.inos.set_origin(target.dev, copy.stat.ino, origin);
+        if crate::ino::is_dynamic(node.id) {
+            // The next mount gives this number to another file.
+            return Ok(());
+        }
         copy.store.record(Record::Origin {
             real: copy.stat.ino,
             origin,
@@ -522,6 +532,14 @@ fn parent_on(stack: &crate::stack::Stack, parent: &Node) -> SmallVec<[bool; 16]>
         }
     }
     on
+}
+
+/// A rename that replaces nothing, where the filesystem can do that.
+fn rename_new(from: &OwnedFd, old: &[u8], to: &OwnedFd, new: &[u8]) -> Result<()> {
+    match rustix::fs::renameat_with(from, old, to, new, rustix::fs::RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::renameat(from, old, to, new),
+        other => other,
+    }
 }
 
 /// What a copy-up does to its parent directory is no change that users made: the times stay.

@@ -334,6 +334,9 @@ impl Union {
             Found::Whiteout => true,
             Found::Absent => false,
         };
+        if hidden && self.hidden_above(&parent, target.id, name)? {
+            return Err(Errno::XDEV);
+        }
         let (branch, source) = self.place_locked(&node)?;
         if branch.id != target.id {
             return Err(Errno::STALE);

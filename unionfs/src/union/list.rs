@@ -2,7 +2,7 @@
 
 use super::Union;
 use super::namespace::Need;
-use crate::errno::{Errno, Result};
+use crate::errno::Result;
 use crate::node::Node;
 use crate::node::index::Found;
 use crate::types::*;
@@ -96,7 +96,7 @@ impl Union {
             };
             next = last + 1;
             for (position, name) in &batch {
-                let Some(found) = self.look_up_listed(&node, name)? else {
+                let Some(found) = self.look_up_listed(&node, name) else {
                     continue;
                 };
                 let entry = DirEntry {
@@ -113,20 +113,20 @@ impl Union {
         }
     }
 
-    /// As LOOKUP; `None` = it vanished since the list was read, or cannot be looked up.
-    fn look_up_listed(&self, node: &Arc<Node>, name: &[u8]) -> Result<Option<Entry>> {
+    /// As LOOKUP; `None` = it vanished since the list was read, or cannot be looked up: one such
+    /// name must not fail the whole list.
+    fn look_up_listed(&self, node: &Arc<Node>, name: &[u8]) -> Option<Entry> {
         let child = {
-            let ns = self.ns_read(node, Need::Names)?;
-            let Found::Present(found) = self.resolve(node, &ns, name)? else {
-                return Ok(None);
+            let ns = self.ns_read(node, Need::Names).ok()?;
+            let Found::Present(found) = self.resolve(node, &ns, name).ok()? else {
+                return None;
             };
-            match self.child(node, name, &found, 1) {
-                Ok(child) => child,
-                Err(Errno::NOENT | Errno::STALE) => return Ok(None),
-                Err(err) => return Err(err),
-            }
+            self.child(node, name, &found, 1)
         };
-        self.entry(&child).map(Some)
+        child
+            .and_then(|child| self.entry(&child))
+            .inspect_err(|err| log::debug!("a listed name: {err}"))
+            .ok()
     }
 }
 

@@ -38,8 +38,9 @@ impl Union {
             match self.resolve(&parent, &ns, name)? {
                 Found::Present(found) => match self.child(&parent, name, &found, 1) {
                     Ok(child) => child,
-                    // Gone behind the union's back, or replaced by a directory it cannot enter.
-                    Err(Errno::NOENT | Errno::STALE) => return Ok(Lookup::Absent),
+                    // Gone behind the union's back. (ESTALE is passed on: it may be a race, and
+                    // an absent name would be remembered.)
+                    Err(Errno::NOENT) => return Ok(Lookup::Absent),
                     Err(err) => return Err(err),
                 },
                 Found::Whiteout | Found::Absent => return Ok(Lookup::Absent),
@@ -132,7 +133,21 @@ impl Union {
         };
         let make = || Node::new(id, stat.kind(), self.generation(), home.clone(), None);
         let (node, existed) = self.nodes.get_or_insert(id, references, make);
-        let elsewhere = node.inode() != (found.top, stat.ino);
+        let mut elsewhere = node.inode() != (found.top, stat.ino);
+        if existed && elsewhere && self.links.plink(id).is_none() {
+            if !node.is_at(parent.id, name) {
+                // Another file has this number: one that was copied from a file that is gone, or
+                // from a filesystem that had another place. The two must never be one node.
+                drop(node);
+                self.forget(id, references);
+                self.inos.assign(stat.dev, stat.ino, self.inos.fresh());
+                return self.file_child(parent, name, found, stat, references);
+            }
+            // Its copy was removed behind the union's back: the name is what lies below again.
+            self.data_fds.remove((id, node.inode().0));
+            node.update_home(|h| *h = home.clone());
+            elsewhere = false;
+        }
         if existed && !elsewhere {
             node.update_home(|h| {
                 // It was reached by a descriptor or a pseudo-link only; now it has a name again.

@@ -55,7 +55,10 @@ impl Union {
         if guard.dead {
             return Err(Errno::NOENT);
         }
-        if self.must_load(node, &guard, Need::Listing) {
+        // Before a change the names are checked whatever their age: afterwards the directory's
+        // times are new, and a change made behind the union's back would go unnoticed for good.
+        let check = matches!(self.options.udba, Udba::Reval(_)) && guard.index.is_some();
+        if check || self.must_load(node, &guard, Need::Listing) {
             self.load(node, &mut guard)?;
         }
         Ok(guard)

@@ -173,7 +173,7 @@ impl Union {
         if let Ok((_, loc)) = self.place_locked(node)
             && let Ok(fd) = loc.pin()
         {
-            unname(node, fd);
+            node.update_home(|h| (h.linked, h.place) = (false, Place::Pinned(fd)));
         }
         self.remove_plink(node, &holder, real);
         self.set_delta(node, &holder, 0);
@@ -266,7 +266,11 @@ impl Union {
         let (_, loc) = self.place_locked(node)?;
         let pin = loc.pin()?;
         let stat = stat_fd(&pin)?;
-        remove_dir(target, &dir, name, physical, whiteout)?;
+        if let Err(err) = remove_dir(target, &dir, name, physical, whiteout) {
+            // Not as empty as the names that were read: read them again.
+            own.index = None;
+            return Err(err);
+        }
         own.dead = true;
         own.index = None;
         unname(node, pin);
@@ -353,10 +357,20 @@ fn remove_dir(
 /// Moves a directory out of sight in one step and removes it there.
 pub(super) fn discard_dir(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
     let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
+    refuse_strangers(branch, dir, name)?;
     let temp = store.temp_name();
     rustix::fs::renameat(dir, name, store.trash(), &*temp)?;
     empty_trash(branch, &temp);
     Ok(())
+}
+
+/// ENOTEMPTY when a directory holds what the union has not seen.
+pub(super) fn refuse_strangers(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
+    match branch.holds_only_marks(&open_subdir(dir, name)?) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Errno::NOTEMPTY),
+        Err(err) => Err(err),
+    }
 }
 
 fn empty_trash(branch: &Branch, temp: &[u8]) {
@@ -376,6 +390,7 @@ fn empty_trash(branch: &Branch, temp: &[u8]) {
 /// Overlay format: a whiteout device and the directory change places.
 fn exchange_for_whiteout(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
     let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
+    refuse_strangers(branch, dir, name)?;
     let temp = store.temp_name();
     if branch.make_whiteout(store.trash(), &temp).is_err()
         || !stat_at(store.trash(), &temp).is_ok_and(|s| s.is_null_device())

@@ -352,6 +352,10 @@ impl Union {
             self.dir_fd_on(from.dir, branch.id)?,
             self.dir_fd_on(to.dir, branch.id)?,
         );
+        if hidden && self.hidden_above(to.dir, branch.id, to.name)? {
+            // The new name would not be seen after a remount: the caller (mv) copies instead.
+            return Err(Errno::XDEV);
+        }
         let below = self.visible_below(to.dir, branch.id, to.name)?;
         // Before the victim is locked: this reads the source's names, and the two are unrelated.
         let lower = self.plan_lower(node, branch, below)?;
@@ -493,6 +497,27 @@ impl Union {
             (h.parent, h.name) = (Some(to.dir.clone()), Name::from_slice(to.name));
             (h.linked, h.place) = (true, Place::Named);
         });
+    }
+
+    /// Does a branch above this one hide the name?
+    pub(super) fn hidden_above(
+        &self,
+        dir: &Arc<Node>,
+        branch: BranchId,
+        name: &[u8],
+    ) -> Result<bool> {
+        let stack = self.stack();
+        let position = stack.position(branch).ok_or(Errno::STALE)?;
+        for layer in dir.layers().iter().filter(|l| !l.sealed) {
+            let upper = self.branch(layer.branch)?;
+            if stack.position(layer.branch) < Some(position)
+                && upper.honours_whiteouts()
+                && upper.has_whiteout(self.dir_fd(dir, layer)?, name)?
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Would a name be seen if `branch` and everything above it did not have it?
@@ -678,6 +703,7 @@ fn rename_leaving_device(branch: &Branch, m: &Move<'_>) -> Result<()> {
 /// Empties a directory of its marks without changing what the union shows: first it is made opaque
 /// by a mark that does not lie in it.
 fn clear_marks(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
+    super::remove::refuse_strangers(branch, dir, name)?;
     let fd = crate::sys::loc::open_subdir(dir, name)?;
     if branch.format == Format::Aufs && branch.whiteout_is_separate(name) {
         branch.make_whiteout(dir, name)?;
