@@ -53,7 +53,13 @@ enum End {
 impl Container {
     /// Stays until the end. `started` is called when the command runs.
     pub fn on_started(&mut self, started: Option<impl FnOnce()>) -> Result<Outcome> {
-        let end = self.wait(started);
+        let mut end = self.wait(started);
+        // A container whose files are gone fails in many ways; the daemon's death is the reason of
+        // each of them. Its descriptor may become readable a moment after the first failure.
+        let failed = !matches!(end, Ok(End::Command(Ending::Code(0))));
+        if failed && self.daemon_is_dead() {
+            end = Ok(End::DaemonDied);
+        }
         // Whatever it was: nothing of the container survives it.
         let _ = sys::pidfd_signal(self.init.pidfd.as_fd(), libc::SIGKILL);
         reap(&self.init);
@@ -172,6 +178,42 @@ impl Container {
             }
         }
         Ok(())
+    }
+
+    /// While init lives, only a daemon that died is not there any more.
+    fn daemon_is_dead(&self) -> bool {
+        let alive_init = {
+            let mut fds = [PollFd::new(&self.init.pidfd, PollFlags::IN)];
+            poll(
+                &mut fds,
+                Some(&Timespec {
+                    tv_sec: 0,
+                    tv_nsec: 0,
+                }),
+            ) == Ok(0)
+        };
+        let grace = if alive_init { 20_000_000 } else { 0 };
+        self.daemon.as_ref().is_some_and(|daemon| {
+            let mut fds = [PollFd::new(&daemon.pidfd, PollFlags::IN)];
+            let dead = poll(
+                &mut fds,
+                Some(&Timespec {
+                    tv_sec: 0,
+                    tv_nsec: grace,
+                }),
+            ) == Ok(1);
+            dead && self.killed(daemon)
+        })
+    }
+
+    /// Did it end otherwise than by its mount's end (exit code 0)? Leaves its status to be read.
+    fn killed(&self, daemon: &ChildProcess) -> bool {
+        use rustix::process::{WaitId, WaitIdOptions, waitid};
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        match waitid(WaitId::PidFd(daemon.pidfd.as_fd()), options) {
+            Ok(Some(status)) => status.exit_status() != Some(0),
+            _ => false,
+        }
     }
 
     /// The daemon ends by itself when the last mount of its union is gone. Tells how it ended.
