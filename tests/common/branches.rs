@@ -1,0 +1,197 @@
+//! Branches on disk: a stack of layers written out, the mount it is for, and proof that readonly
+//! branches were left alone.
+
+use super::layers::Tree;
+use super::reference::{Layer, Model};
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tempfile::TempDir;
+use unionfs::spec::{
+    Access, BranchPerm, BranchSpec, Format, Grammar, MountFlags, MountSpec, Options, Udba,
+};
+
+/// Permission of a branch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Perm {
+    Rw,
+    Ro,
+    RoWh,
+    RrWh,
+}
+
+impl Perm {
+    fn spec(self) -> BranchPerm {
+        match self {
+            Self::Rw => BranchPerm::RW,
+            Self::Ro => BranchPerm::RO,
+            Self::RoWh => BranchPerm::RO_WH,
+            Self::RrWh => BranchPerm {
+                access: Access::RealReadOnly,
+                ..BranchPerm::RO_WH
+            },
+        }
+    }
+}
+
+/// A union to be made: branches topmost first, and the options that matter here.
+#[derive(Clone, Debug)]
+pub struct Stack {
+    pub branches: Vec<(Perm, Tree)>,
+    pub format: Format,
+    pub dir_rename: bool,
+    /// Names and attributes are checked again at each use.
+    pub reval: bool,
+}
+
+impl Stack {
+    /// One writable branch in AUFS format over layers whose whiteouts count.
+    pub fn of(layers: impl IntoIterator<Item = Tree>) -> Self {
+        let perms = std::iter::once(Perm::Rw).chain(std::iter::repeat(Perm::RoWh));
+        Self {
+            branches: perms.zip(layers).collect(),
+            format: Format::Aufs,
+            dir_rename: true,
+            reval: false,
+        }
+    }
+
+    fn normalise(&mut self) {
+        for (perm, tree) in &mut self.branches {
+            if self.format == Format::Overlay && *perm == Perm::Ro {
+                *perm = Perm::RoWh;
+            }
+            tree.normalise(self.format, perm.spec().whiteouts);
+        }
+    }
+
+    pub fn several_writable(&self) -> bool {
+        self.branches.iter().filter(|(p, _)| *p == Perm::Rw).count() > 1
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            udba: if self.reval {
+                Udba::Reval(Duration::ZERO)
+            } else {
+                Udba::None
+            },
+            dir_rename: self.dir_rename,
+            dirperm1: true,
+            name_max: 255,
+            // A power failure is not what is tested.
+            volatile: true,
+            ..Options::defaults(Grammar::Aufs)
+        }
+    }
+}
+
+/// A stack on disk.
+pub struct Branches {
+    pub dir: TempDir,
+    pub stack: Stack,
+    pub spec: MountSpec,
+    /// Readonly branches as they were.
+    before: Vec<(PathBuf, Snapshot)>,
+}
+
+impl Branches {
+    pub fn write(mut stack: Stack) -> Result<(Self, Model)> {
+        stack.normalise();
+        let dir = tempfile::Builder::new().prefix("uaufs-model-").tempdir()?;
+        let mut branches = Vec::new();
+        let mut before = Vec::new();
+        for (at, (perm, tree)) in stack.branches.iter().enumerate() {
+            let path = dir.path().join(format!("b{at}"));
+            std::fs::create_dir(&path)?;
+            tree.write(&path, stack.format)?;
+            if *perm != Perm::Rw {
+                before.push((path.clone(), snapshot(&path)?));
+            }
+            let work = (stack.format == Format::Overlay && *perm == Perm::Rw)
+                .then(|| dir.path().join(format!("work{at}")));
+            if let Some(work) = &work {
+                std::fs::create_dir(work)?;
+            }
+            branches.push(BranchSpec {
+                path,
+                perm: perm.spec(),
+                format: Some(stack.format),
+                workdir: work,
+            });
+        }
+        let spec = MountSpec {
+            grammar: Grammar::Aufs,
+            branches,
+            options: stack.options(),
+            mount: MountFlags::default(),
+            warnings: Vec::new(),
+        };
+        let layers: Vec<Layer> = stack
+            .branches
+            .iter()
+            .map(|(perm, tree)| Layer {
+                tree: tree.clone(),
+                honours: perm.spec().whiteouts,
+                writable: *perm == Perm::Rw,
+            })
+            .collect();
+        let branches = Self {
+            dir,
+            stack,
+            spec,
+            before,
+        };
+        Ok((branches, Model::of(&layers)))
+    }
+
+    /// Fails if a readonly branch differs from what it was: content, attributes, mtime, ctime.
+    pub fn check_readonly(&self) -> Result<()> {
+        for (path, before) in &self.before {
+            let now = snapshot(path)?;
+            for (file, was) in before {
+                ensure!(
+                    now.get(file) == Some(was),
+                    "{}: changed: {was:?} -> {:?}",
+                    file.display(),
+                    now.get(file)
+                );
+            }
+            ensure!(now.len() == before.len(), "{}: new files", path.display());
+        }
+        Ok(())
+    }
+}
+
+type Snapshot = BTreeMap<PathBuf, Vec<i64>>;
+
+fn snapshot(root: &Path) -> Result<Snapshot> {
+    let mut found = BTreeMap::new();
+    let mut todo = vec![root.to_path_buf()];
+    while let Some(path) = todo.pop() {
+        let meta = std::fs::symlink_metadata(&path)?;
+        let mut facts = vec![
+            meta.ino() as i64,
+            meta.mode().into(),
+            meta.nlink() as i64,
+            meta.uid().into(),
+            meta.mtime(),
+            meta.mtime_nsec(),
+            meta.ctime(),
+            meta.ctime_nsec(),
+        ];
+        if meta.is_dir() {
+            for entry in std::fs::read_dir(&path)? {
+                todo.push(entry?.path());
+            }
+        } else if meta.is_file() {
+            let data = std::fs::read(&path).context("reading a lower file")?;
+            facts.push(data.len() as i64);
+            facts.push(crc32fast::hash(&data).into());
+        }
+        found.insert(path, facts);
+    }
+    Ok(found)
+}

@@ -1,0 +1,8 @@
+//! A union driven by operations on plain data, beside a reference model of what it must show.
+
+pub mod branches;
+pub mod check;
+pub mod layers;
+pub mod ops;
+pub mod reference;
+pub mod run;
