@@ -12,13 +12,14 @@ use crate::branch::Branch;
 use crate::errno::{Errno, Result};
 use crate::node::Layer;
 use crate::spec::Format;
-use crate::sys::loc::open_subdir;
+use crate::sys::loc::{open_beneath, open_subdir};
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::{RealStat, xattr};
-use crate::types::{BranchId, Kind, Timestamp};
+use crate::types::{BranchId, Kind, NodeId, Timestamp};
 use dashmap::DashMap;
 use rustc_hash::FxBuildHasher;
 use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::OFlags;
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -142,58 +143,108 @@ impl Union {
         path: &[u8],
     ) -> Result<SmallVec<[Layer; 2]>> {
         let stack = self.stack();
-        let Some(position) = stack.position(branch) else {
-            return Ok(SmallVec::new());
-        };
-        let below = &stack.branches()[usize::from(position.0) + 1..];
-        let mut current: Vec<(Arc<Branch>, Arc<OwnedFd>)> =
-            below.iter().map(|b| (b.clone(), b.root.clone())).collect();
+        let position = stack.position(branch);
+        let mut current: Vec<LowerDir> = Vec::new();
+        // The root's layers: what is below an opaque root is not part of the union.
+        for layer in self.dir_node(NodeId::ROOT)?.layers().iter() {
+            if let Some(below) = stack.get(layer.branch)
+                && stack.position(layer.branch) > position
+            {
+                current.push(LowerDir {
+                    branch: below.clone(),
+                    fd: below.root.clone(),
+                    path: Vec::new(),
+                });
+            }
+        }
         for part in path.split(|b| *b == b'/').filter(|p| !p.is_empty()) {
-            current = step_down(&current, part)?;
+            current = self.step_down(&current, part)?;
         }
         let mut layers = SmallVec::new();
-        for (branch, fd) in current {
-            let real = stat_fd(&fd)?.ino;
+        for dir in current {
+            let real = stat_fd(&dir.fd)?.ino;
             layers.push(Layer {
-                branch: branch.id,
+                branch: dir.branch.id,
                 real,
-                path: Some(path.into()),
+                path: Some(dir.path.into()),
                 sealed: false,
             });
         }
         Ok(layers)
     }
+
+    /// One component of a walk over several branches. The redirecting branch has a directory at
+    /// every step, so that a file on a branch below it hides nothing.
+    fn step_down(&self, dirs: &[LowerDir], name: &[u8]) -> Result<Vec<LowerDir>> {
+        let mut next: Vec<LowerDir> = Vec::new();
+        for dir in dirs {
+            let branch = &dir.branch;
+            match stat_at(&dir.fd, name) {
+                Ok(stat) if stat.kind() == Kind::Dir => {
+                    let fd = match open_subdir(&dir.fd, name) {
+                        Ok(fd) => Arc::new(fd),
+                        Err(Errno::XDEV) => continue,
+                        Err(err) => return Err(err),
+                    };
+                    let opaque = branch.honours_whiteouts() && branch.is_opaque(&fd)?;
+                    let redirect = self.redirect_of(branch, &fd, &stat)?;
+                    next.push(dir.enter(name, fd));
+                    if opaque {
+                        break;
+                    }
+                    if let Some(path) = redirect {
+                        next.extend(self.redirected(branch, &path)?);
+                        break;
+                    }
+                }
+                Ok(_) | Err(Errno::NOENT) => {}
+                Err(err) => return Err(err),
+            }
+            if branch.honours_whiteouts() && branch.has_whiteout(&dir.fd, name)? {
+                break;
+            }
+        }
+        Ok(next)
+    }
+
+    /// A walk that goes on elsewhere below `branch`, which was redirected itself.
+    fn redirected(&self, branch: &Branch, path: &[u8]) -> Result<Vec<LowerDir>> {
+        let mut dirs = Vec::new();
+        for layer in self.layers_below(branch.id, path)? {
+            let branch = self.branch(layer.branch)?;
+            let path = layer.path.as_deref().unwrap_or_default().to_vec();
+            let fd = Arc::new(open_beneath(&branch.root, &path, DIR_FLAGS)?);
+            dirs.push(LowerDir { branch, fd, path });
+        }
+        Ok(dirs)
+    }
 }
 
-/// One component of a walk over several branches.
-fn step_down(
-    dirs: &[(Arc<Branch>, Arc<OwnedFd>)],
-    name: &[u8],
-) -> Result<Vec<(Arc<Branch>, Arc<OwnedFd>)>> {
-    let mut next = Vec::new();
-    for (branch, dir) in dirs {
-        match stat_at(dir, name) {
-            Ok(stat) if stat.kind() == Kind::Dir => {
-                let fd = match open_subdir(dir, name) {
-                    Ok(fd) => fd,
-                    Err(Errno::XDEV) => continue,
-                    Err(err) => return Err(err),
-                };
-                let opaque = branch.honours_whiteouts() && branch.is_opaque(&fd)?;
-                next.push((branch.clone(), Arc::new(fd)));
-                if opaque {
-                    break;
-                }
-            }
-            Ok(_) if next.is_empty() => break,
-            Ok(_) | Err(Errno::NOENT) => {}
-            Err(err) => return Err(err),
+const DIR_FLAGS: OFlags = OFlags::PATH
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC);
+
+/// A directory on one branch, met while walking down several.
+struct LowerDir {
+    branch: Arc<Branch>,
+    fd: Arc<OwnedFd>,
+    /// From the branch root.
+    path: Vec<u8>,
+}
+
+impl LowerDir {
+    fn enter(&self, name: &[u8], fd: Arc<OwnedFd>) -> Self {
+        let mut path = self.path.clone();
+        if !path.is_empty() {
+            path.push(b'/');
         }
-        if branch.honours_whiteouts() && branch.has_whiteout(dir, name)? {
-            break;
+        path.extend_from_slice(name);
+        Self {
+            branch: self.branch.clone(),
+            fd,
+            path,
         }
     }
-    Ok(next)
 }
 
 fn overlay_redirect(fd: &OwnedFd) -> Result<Option<Arc<[u8]>>> {
