@@ -91,6 +91,12 @@ impl Branch {
         })
     }
 
+    /// Makes a 0/0 device, whatever the format: for an exchange with what it is to hide. False =
+    /// not possible here.
+    pub fn make_device(&self, dir: impl AsFd, name: &[u8]) -> bool {
+        make_null_device(dir, name).is_ok()
+    }
+
     /// Removes the whiteout of `name`, in whichever form it is. No whiteout: fine.
     pub fn remove_whiteout(&self, dir: impl AsFd, name: &[u8]) -> Result<()> {
         let dir = dir.as_fd();

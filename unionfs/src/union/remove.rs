@@ -12,6 +12,7 @@ use crate::sys::RealStat;
 use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::types::*;
+use crate::whiteout::whiteout_name;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, RenameFlags};
 use smallvec::SmallVec;
@@ -387,17 +388,16 @@ fn empty_trash(branch: &Branch, temp: &[u8]) {
     }
 }
 
-/// Overlay format: a whiteout device and the directory change places.
+/// A whiteout device and the directory change places: in the overlay format, and for names that
+/// are too long for a whiteout file.
 fn exchange_for_whiteout(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
     let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
     refuse_strangers(branch, dir, name)?;
     let temp = store.temp_name();
-    if branch.make_whiteout(store.trash(), &temp).is_err()
-        || !stat_at(store.trash(), &temp).is_ok_and(|s| s.is_null_device())
-    {
+    if !branch.make_device(store.trash(), &temp) {
         // No device nodes here: the whiteout is a file beside the name.
-        let _ = branch.remove_whiteout(store.trash(), &temp);
-        branch.make_whiteout(dir, name)?;
+        let mark = whiteout_name(name).ok_or(Errno::NAMETOOLONG)?;
+        branch.make_whiteout_file(dir, &mark)?;
         return discard_dir(branch, dir, name).inspect_err(|_| take_back(branch, dir, name));
     }
     rustix::fs::renameat_with(store.trash(), &*temp, dir, name, RenameFlags::EXCHANGE)
