@@ -437,7 +437,10 @@ impl Union {
         // Names of the directory itself are being resolved on "its only branch" elsewhere.
         let own = node.dir().ok_or(Errno::STALE)?.ns.write();
         let home = node.home();
-        if own.dead || !home.linked || home.parent.as_ref().is_none_or(|p| p.id != parent.id) {
+        if own.dead {
+            return Err(Errno::NOENT);
+        }
+        if !home.linked || home.parent.as_ref().is_none_or(|p| p.id != parent.id) {
             return Err(Errno::STALE);
         }
         if node.layer_on(target).is_some() {
