@@ -131,7 +131,16 @@ impl Union {
             has_parent: &has_parent,
         };
         let target = policy::copy_up(facts, entry, self.options.copyup)?;
-        Ok(stack.branches()[usize::from(target.0)].id)
+        let target = stack.branches()[usize::from(target.0)].id;
+        let dir = if node.kind == Kind::Dir {
+            Some(node)
+        } else {
+            parent.as_ref()
+        };
+        match dir {
+            Some(dir) => self.reached(dir, target),
+            None => Ok(target),
+        }
     }
 
     fn copy_up_file(&self, node: &Arc<Node>, keep: Option<u64>) -> Result<()> {
@@ -431,7 +440,11 @@ impl Union {
                 Ok(())
             };
         }
-        let parent = node.home().parent.ok_or(Errno::ROFS)?;
+        let home = node.home();
+        let parent = home.parent.ok_or(Errno::ROFS)?;
+        if !home.linked {
+            return Err(Errno::NOENT);
+        }
         self.make_dir_on(&parent, target)?;
         let mut above = parent.dir().ok_or(Errno::STALE)?.ns.write();
         // Names of the directory itself are being resolved on "its only branch" elsewhere.

@@ -130,6 +130,12 @@ impl Union {
             Found::Whiteout => true,
             Found::Absent => false,
         };
+        if let New::Special(Kind::Char, 0) = new
+            && target.device_hides(name)
+        {
+            // It would be a whiteout. The kernel's overlayfs refuses it with this error too.
+            return Err(Errno::PERM);
+        }
         let dir = self.dir_fd_on(&parent, target.id)?;
         let file = self.make_on(caller, &target, &dir, name, new, modes, hidden)?;
         let stat = match &file {
@@ -175,7 +181,7 @@ impl Union {
             writable: &writable,
             has_parent: &has_parent,
         })?;
-        Ok(stack.branches()[usize::from(at.0)].id)
+        self.reached(parent, stack.branches()[usize::from(at.0)].id)
     }
 
     /// The system calls of a creation. `hidden`: a whiteout says that the name is not there.
@@ -309,6 +315,9 @@ impl Union {
         }
         self.make_writable(&node)?;
         let target = self.branch(node.inode().0)?;
+        if !self.shows(&parent, &target, name)? {
+            return Err(Errno::XDEV);
+        }
         self.make_dir_on(&parent, target.id)?;
         let source_dir = node.home().parent;
         // Two directory locks, in their order: the source's name must stay until it is linked.
@@ -334,12 +343,15 @@ impl Union {
             Found::Whiteout => true,
             Found::Absent => false,
         };
-        if hidden && self.hidden_above(&parent, target.id, name)? {
-            return Err(Errno::XDEV);
-        }
         let (branch, source) = self.place_locked(&node)?;
         if branch.id != target.id {
             return Err(Errno::STALE);
+        }
+        if node.kind == Kind::Char && target.device_hides(name) && source.stat()?.is_null_device() {
+            return Err(Errno::PERM);
+        }
+        if !self.shows(&parent, &target, name)? {
+            return Err(Errno::XDEV);
         }
         let dir = self.dir_fd_on(&parent, target.id)?;
         link_to(&source, &target, &dir, name, hidden)?;

@@ -17,6 +17,7 @@ mod redirect;
 mod remove;
 mod rename;
 mod setup;
+mod visible;
 mod xattr;
 
 use crate::errno::{Errno, Result};

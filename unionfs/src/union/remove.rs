@@ -74,7 +74,7 @@ impl Union {
             has_parent: &has_parent,
         };
         let target = policy::copy_up(facts, entry, self.options.copyup)?;
-        Ok(stack.branches()[usize::from(target.0)].id)
+        self.reached(parent, stack.branches()[usize::from(target.0)].id)
     }
 
     fn unlink_locked(

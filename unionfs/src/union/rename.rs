@@ -128,13 +128,19 @@ impl Union {
         Err(Errno::BUSY)
     }
 
-    fn hold(&self, at: At<'_>, found: &Present) -> Result<Held<'_>> {
-        let _ns = self.ns_read(at.dir, Need::Names)?;
-        let node = self.child(at.dir, at.name, found, 0)?.node;
-        Ok(Held {
+    /// The node of a name, and what the name is now: what was found before a directory was copied
+    /// up would take that copy from the node again.
+    fn hold(&self, at: At<'_>) -> Result<(Held<'_>, Present)> {
+        let ns = self.ns_read(at.dir, Need::Names)?;
+        let Found::Present(found) = self.resolve(at.dir, &ns, at.name)? else {
+            return Err(Errno::NOENT);
+        };
+        let node = self.child(at.dir, at.name, &found, 0)?.node;
+        let held = Held {
             union: self,
             node: Some(node),
-        })
+        };
+        Ok((held, found))
     }
 
     fn find_optional(&self, at: At<'_>) -> Result<Option<Present>> {
@@ -156,7 +162,10 @@ impl Union {
             check_kinds(source.kind, dest.kind)?;
         }
         let branch = self.rename_branch(from, &source, to, dest.as_ref())?;
-        let node = self.bring_to(from, &source, &branch)?;
+        if !self.shows(to.dir, &branch, to.name)? {
+            return Err(Errno::XDEV);
+        }
+        let node = self.bring_to(from, &branch)?;
         self.make_dir_on(to.dir, branch.id)?;
         if from.dir.id == to.dir.id && from.name == to.name {
             return Ok(true);
@@ -230,8 +239,8 @@ impl Union {
     }
 
     /// Makes sure that the source is on the branch, under its name.
-    fn bring_to(&self, from: At<'_>, source: &Present, branch: &Arc<Branch>) -> Result<Held<'_>> {
-        let held = self.hold(from, source)?;
+    fn bring_to(&self, from: At<'_>, branch: &Arc<Branch>) -> Result<Held<'_>> {
+        let (held, source) = self.hold(from)?;
         let node = held.node()?;
         self.make_dir_on(from.dir, branch.id)?;
         if source.top == branch.id {
@@ -347,15 +356,15 @@ impl Union {
         {
             return Err(Errno::INVAL);
         }
+        self.refuse_mark(node, branch, to.name)?;
+        if !self.shows(to.dir, branch, to.name)? {
+            return Err(Errno::XDEV);
+        }
         let victim = victim.map(Held::node).transpose()?;
         let (from_fd, to_fd) = (
             self.dir_fd_on(from.dir, branch.id)?,
             self.dir_fd_on(to.dir, branch.id)?,
         );
-        if hidden && self.hidden_above(to.dir, branch.id, to.name)? {
-            // The new name would not be seen after a remount: the caller (mv) copies instead.
-            return Err(Errno::XDEV);
-        }
         let below = self.visible_below(to.dir, branch.id, to.name)?;
         // Before the victim is locked: this reads the source's names, and the two are unrelated.
         let lower = self.plan_lower(node, branch, below)?;
@@ -411,6 +420,17 @@ impl Union {
         }
         self.restamp(from.dir, dirs.source(), branch.id);
         self.restamp(to.dir, dirs.target(), branch.id);
+        Ok(())
+    }
+
+    /// A null device gets no name under which it would be a whiteout.
+    fn refuse_mark(&self, node: &Arc<Node>, branch: &Branch, name: &[u8]) -> Result<()> {
+        if node.kind == Kind::Char
+            && branch.device_hides(name)
+            && self.place_locked(node)?.1.stat()?.is_null_device()
+        {
+            return Err(Errno::PERM);
+        }
         Ok(())
     }
 
@@ -499,70 +519,12 @@ impl Union {
         });
     }
 
-    /// Does a branch above this one hide the name?
-    pub(super) fn hidden_above(
-        &self,
-        dir: &Arc<Node>,
-        branch: BranchId,
-        name: &[u8],
-    ) -> Result<bool> {
-        let stack = self.stack();
-        let position = stack.position(branch).ok_or(Errno::STALE)?;
-        for layer in dir.layers().iter().filter(|l| !l.sealed) {
-            let upper = self.branch(layer.branch)?;
-            if stack.position(layer.branch) < Some(position)
-                && upper.honours_whiteouts()
-                && upper.has_whiteout(self.dir_fd(dir, layer)?, name)?
-            {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// Would a name be seen if `branch` and everything above it did not have it?
-    pub(super) fn visible_below(
-        &self,
-        dir: &Arc<Node>,
-        branch: BranchId,
-        name: &[u8],
-    ) -> Result<bool> {
-        let stack = self.stack();
-        let position = stack.position(branch).ok_or(Errno::STALE)?;
-        for layer in dir.layers().iter().filter(|l| !l.sealed) {
-            let Some(at) = stack.position(layer.branch) else {
-                continue;
-            };
-            if at <= position {
-                continue;
-            }
-            let lower = self.branch(layer.branch)?;
-            let fd = self.dir_fd(dir, layer)?;
-            match stat_at(&fd, name) {
-                Ok(stat)
-                    if lower.honours_whiteouts()
-                        && lower.device_hides(name)
-                        && stat.is_null_device() =>
-                {
-                    return Ok(false);
-                }
-                Ok(_) => return Ok(true),
-                Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
-                Err(err) => return Err(err),
-            }
-            if lower.honours_whiteouts() && lower.has_whiteout(&fd, name)? {
-                return Ok(false);
-            }
-        }
-        Ok(false)
-    }
-
     /// RENAME_EXCHANGE: both names exist on the branch, then they change places at once.
     fn try_exchange(&self, a: At<'_>, b: At<'_>) -> Result<bool> {
         let (one, two) = (self.find(a.dir, a.name)?, self.find(b.dir, b.name)?);
         let branch = self.rename_branch(a, &one, b, Some(&two))?;
-        let first = self.bring_to(a, &one, &branch)?;
-        let second = self.bring_to(b, &two, &branch)?;
+        let first = self.bring_to(a, &branch)?;
+        let second = self.bring_to(b, &branch)?;
         let mut dirs = self.lock_two(a.dir, b.dir)?;
         let Found::Present(one) = self.resolve(a.dir, dirs.source(), a.name)? else {
             return Err(Errno::NOENT);
@@ -574,10 +536,11 @@ impl Union {
             return Ok(false);
         }
         let (first, second) = (first.node()?, second.node()?);
-        for (dir, node) in [(b.dir, first), (a.dir, second)] {
-            if dir.id == node.id || dir.ancestors().any(|n| n.id == node.id) {
+        for (to, node) in [(b, first), (a, second)] {
+            if to.dir.id == node.id || to.dir.ancestors().any(|n| n.id == node.id) {
                 return Err(Errno::INVAL);
             }
+            self.refuse_mark(node, &branch, to.name)?;
         }
         let (lower_a, lower_b) = (
             self.plan_lower(first, &branch, two.below)?,
@@ -659,9 +622,14 @@ fn move_on_branch(branch: &Branch, m: &Move<'_>) -> Result<()> {
     }
     let device_at_target = m.hidden && stat_at(m.to, m.new).is_ok_and(|s| s.is_null_device());
     if device_at_target && m.is_dir {
-        // The device and the directory change places: that is the whiteout of the old name.
+        // The device and the directory change places: that is the whiteout of the old name, where
+        // a device is one.
+        let separate = branch.whiteout_is_separate(m.old);
+        if m.whiteout && separate {
+            branch.make_whiteout(m.from, m.old)?;
+        }
         rustix::fs::renameat_with(m.from, m.old, m.to, m.new, SysFlags::EXCHANGE)?;
-        if !m.whiteout {
+        if !m.whiteout || separate {
             rustix::fs::unlinkat(m.from, m.old, AtFlags::empty())?;
         }
         return branch.remove_whiteout(m.to, m.new);
@@ -709,7 +677,7 @@ fn clear_marks(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
         branch.make_whiteout(dir, name)?;
         return remove_contents(&fd);
     }
-    if branch.set_opaque_attribute(&fd) {
+    if branch.format == Format::Overlay && branch.set_opaque_attribute(&fd) {
         return remove_contents(&fd);
     }
     // No mark can be made outside: the directory is taken away whole. (Its name is free for a

@@ -1,0 +1,136 @@
+//! What hides a name on one branch, and what it hides itself.
+
+use super::Union;
+use crate::branch::Branch;
+use crate::errno::{Errno, Result};
+use crate::node::Node;
+use crate::sys::stat::{stat_at, stat_fd};
+use crate::types::BranchId;
+use rustix::fd::OwnedFd;
+use std::sync::Arc;
+
+impl Union {
+    /// Would a new entry on `branch` be seen, or is there something above that hides it? (Only a
+    /// writable branch below another one can be in that position.)
+    pub(super) fn shows(&self, dir: &Arc<Node>, branch: &Branch, name: &[u8]) -> Result<bool> {
+        Ok(!self.hidden_above(dir, branch, name)? && self.reaches(dir, branch)?)
+    }
+
+    /// `branch`, or the nearest writable one above it on which what is made in `dir` is seen.
+    pub(super) fn reached(&self, dir: &Arc<Node>, branch: BranchId) -> Result<BranchId> {
+        let stack = self.stack();
+        let mut at = usize::from(stack.position(branch).ok_or(Errno::STALE)?.0);
+        loop {
+            let candidate = &stack.branches()[at];
+            if candidate.writable() && self.reaches(dir, candidate)? {
+                return Ok(candidate.id);
+            }
+            at = at.checked_sub(1).ok_or(Errno::ROFS)?;
+        }
+    }
+
+    /// Is `dir` on `branch` part of the union's directory, or would it be if it was made there?
+    fn reaches(&self, dir: &Arc<Node>, branch: &Branch) -> Result<bool> {
+        let mut dir = dir.clone();
+        while dir.layer_on(branch.id).is_none() {
+            if self.is_cut_off(&dir, branch)? {
+                return Ok(false);
+            }
+            let home = dir.home();
+            if !home.linked {
+                // A removed directory: who wants to make something in it finds out by itself.
+                return Ok(true);
+            }
+            let parent = home.parent.ok_or(Errno::STALE)?;
+            // What is there under this name now contributes nothing.
+            if self.hidden_above(&parent, branch, &home.name)?
+                || self.occupied(&parent, branch.id, &home.name)?
+            {
+                return Ok(false);
+            }
+            dir = parent;
+        }
+        Ok(true)
+    }
+
+    /// Do the instances above `branch` keep the directory from going on under its own name below?
+    fn is_cut_off(&self, dir: &Arc<Node>, branch: &Branch) -> Result<bool> {
+        self.any_above(dir, branch, |above, fd| {
+            let redirected = || Ok(self.redirect_of(above, fd, &stat_fd(fd)?)?.is_some());
+            Ok(above.is_opaque(fd)? || redirected()?)
+        })
+    }
+
+    fn hidden_above(&self, dir: &Arc<Node>, branch: &Branch, name: &[u8]) -> Result<bool> {
+        self.any_above(dir, branch, |above, fd| above.has_whiteout(fd, name))
+    }
+
+    /// Is this true of an instance of `dir` above `branch` whose marks count?
+    fn any_above(
+        &self,
+        dir: &Arc<Node>,
+        branch: &Branch,
+        marked: impl Fn(&Branch, &OwnedFd) -> Result<bool>,
+    ) -> Result<bool> {
+        let stack = self.stack();
+        let position = stack.position(branch.id);
+        for layer in dir.layers().iter().filter(|l| !l.sealed) {
+            if stack.position(layer.branch) >= position {
+                break;
+            }
+            let above = self.branch(layer.branch)?;
+            if above.honours_whiteouts() && marked(&above, &*self.dir_fd(dir, layer)?)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn occupied(&self, dir: &Arc<Node>, branch: BranchId, name: &[u8]) -> Result<bool> {
+        if dir.layer_on(branch).is_none() {
+            return Ok(false);
+        }
+        match stat_at(self.dir_fd_on(dir, branch)?, name) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(err) => Err(err),
+        }
+    }
+
+    /// Would a name be seen if `branch` and everything above it did not have it?
+    pub(super) fn visible_below(
+        &self,
+        dir: &Arc<Node>,
+        branch: BranchId,
+        name: &[u8],
+    ) -> Result<bool> {
+        let stack = self.stack();
+        let position = stack.position(branch).ok_or(Errno::STALE)?;
+        for layer in dir.layers().iter().filter(|l| !l.sealed) {
+            let Some(at) = stack.position(layer.branch) else {
+                continue;
+            };
+            if at <= position {
+                continue;
+            }
+            let lower = self.branch(layer.branch)?;
+            let fd = self.dir_fd(dir, layer)?;
+            match stat_at(&fd, name) {
+                Ok(stat)
+                    if lower.honours_whiteouts()
+                        && lower.device_hides(name)
+                        && stat.is_null_device() =>
+                {
+                    return Ok(false);
+                }
+                Ok(_) => return Ok(true),
+                Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
+                Err(err) => return Err(err),
+            }
+            if lower.honours_whiteouts() && lower.has_whiteout(&fd, name)? {
+                return Ok(false);
+            }
+        }
+        Ok(false)
+    }
+}
