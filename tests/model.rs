@@ -7,7 +7,8 @@
 
 mod common;
 
-use common::branches::Stack;
+use common::branches::{Perm, Stack};
+use common::layers::{Entry, Tree};
 use common::ops::{Op, operations, stack, stack_with_two_writable};
 use common::run::Run;
 use proptest::prelude::*;
@@ -53,4 +54,161 @@ proptest! {
     ) {
         check(stack, &ops)?;
     }
+}
+
+/// Runs lines of [`Run::script`] on a union.
+fn run(stack: Stack, lines: &[&str]) {
+    if rustix::process::geteuid().is_root() {
+        Run::new(stack).unwrap().script(lines).unwrap();
+    }
+}
+
+fn dir() -> Tree {
+    Tree::new()
+}
+
+/// Names that contain the word LONG stand for one of 253 bytes, as in scripts.
+fn with_long(tree: Tree, entry: Entry) -> Tree {
+    tree.with(&"w".repeat(253), entry)
+}
+
+#[test]
+fn a_file_between_two_directories_does_not_end_a_redirect() {
+    let stack = Stack::of([
+        dir().dir("d", dir()),
+        dir().file("d", "in between"),
+        dir().dir("d", dir().file("x", "lowest")),
+    ]);
+    run(stack, &["rename d e", "forget", "write e/x", "remount"]);
+}
+
+#[test]
+fn a_redirect_stops_at_an_opaque_root() {
+    let stack = Stack::of([
+        dir(),
+        dir().dir("d", dir().file("x", "seen")).opaque(),
+        dir().dir("d", dir().file("y", "below the opaque root")),
+    ]);
+    run(stack, &["rename d e", "forget"]);
+}
+
+#[test]
+fn a_directory_with_a_long_name_is_removed() {
+    let lower = with_long(dir(), Entry::Dir(dir().file("x", "x")));
+    run(
+        Stack::of([dir(), lower]),
+        &["rm LONG/x", "rmdir LONG", "mkdir LONG"],
+    );
+}
+
+#[test]
+fn a_directory_takes_the_place_of_a_long_whiteout() {
+    let lower = with_long(dir().dir("d", dir().file("x", "x")), Entry::Dir(dir()));
+    let lines = ["rmdir LONG", "rename d LONG", "remount", "rename LONG d"];
+    run(Stack::of([dir(), lower]), &lines);
+}
+
+#[test]
+fn a_null_device_gets_no_name_under_which_it_is_a_whiteout() {
+    let lines = [
+        "null n",
+        "rename n LONG",
+        "link n LONG",
+        "mkdir d",
+        "exchange n d",
+    ];
+    run(Stack::of([dir()]), &lines);
+    let overlay = Stack {
+        format: unionfs::spec::Format::Overlay,
+        ..Stack::of([dir()])
+    };
+    run(overlay, &["null n"]);
+}
+
+#[test]
+fn a_removed_lower_directory_takes_nothing_new() {
+    let stack = Stack::of([dir(), dir().dir("d", dir())]);
+    let mut run = Run::new(stack).unwrap();
+    run.compare().unwrap();
+    let held = run.model.child(0, b"d").unwrap();
+    run.remove(0, &"d".into(), true).unwrap();
+    let file = common::reference::Node::new(common::reference::Body::Fifo, Some(0o600));
+    run.make_at(held, &"x".into(), file, 0o600, b"").unwrap();
+}
+
+#[test]
+fn a_directory_exchanged_with_its_own_child_is_refused_and_stays_whole() {
+    let stack = Stack::of([dir(), dir().dir("a", dir().file("b", "b").file("c", "c"))]);
+    run(stack, &["exchange a/b a", "write a/c"]);
+}
+
+/// A second writable branch between the first and a readonly one.
+fn two_writable(top: Tree, second: Tree, lowest: Tree) -> Stack {
+    let mut stack = Stack::of([top, second, lowest]);
+    stack.branches[1].0 = Perm::Rw;
+    stack
+}
+
+#[test]
+fn nothing_is_linked_or_renamed_below_a_whiteout() {
+    let stack = two_writable(
+        dir().dir("p", dir().without("x")),
+        dir().dir("p", dir().file("f", "f").file("g", "g")),
+        dir().dir("p", dir().file("x", "hidden")),
+    );
+    run(
+        stack,
+        &["link p/f p/x", "rename p/g p/x", "create p/x", "remount"],
+    );
+}
+
+#[test]
+fn nothing_is_made_below_an_opaque_directory() {
+    let stack = two_writable(
+        dir().dir("p", dir().opaque()),
+        dir().file("f", "f").dir("p", dir().file("x", "hidden")),
+        dir(),
+    );
+    run(stack, &["link f p/f", "rename f p/g", "remount"]);
+}
+
+#[test]
+fn what_is_made_in_a_redirected_directory_is_seen() {
+    let stack = two_writable(
+        dir().dir("b", dir()),
+        dir(),
+        dir().dir("d", dir().dir("a", dir().file("x", "x"))),
+    );
+    run(
+        stack,
+        &["exchange b d", "create b/a/new", "remount", "write b/a/x"],
+    );
+}
+
+#[test]
+fn a_link_does_not_meet_a_file_where_its_directory_would_be() {
+    let stack = two_writable(
+        dir().dir("p", dir()),
+        dir().file("p", "hidden").file("f", "f"),
+        dir(),
+    );
+    run(stack, &["link f p/f", "rename f p/g"]);
+}
+
+#[test]
+fn names_of_one_lower_file_stay_one_file() {
+    let lower = dir()
+        .linked("a", 1)
+        .linked("b", 1)
+        .dir("d", dir().linked("c", 1));
+    let lines = [
+        "write a",
+        "rename d/c d/e",
+        "rm a",
+        "remount",
+        "chmod b",
+        "rm b",
+        "rm d/e",
+    ];
+    run(Stack::of([dir(), lower]), &lines);
 }

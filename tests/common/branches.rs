@@ -44,6 +44,9 @@ pub struct Stack {
     pub dir_rename: bool,
     /// Names and attributes are checked again at each use.
     pub reval: bool,
+    /// On tmpfs (fast, never uses an inode number twice) and not in the directory for temporary
+    /// files (on most machines a disk filesystem, which does).
+    pub in_memory: bool,
 }
 
 impl Stack {
@@ -55,6 +58,7 @@ impl Stack {
             format: Format::Aufs,
             dir_rename: true,
             reval: false,
+            in_memory: false,
         }
     }
 
@@ -90,7 +94,7 @@ impl Stack {
 
 /// A stack on disk.
 pub struct Branches {
-    pub dir: TempDir,
+    _dir: TempDir,
     pub stack: Stack,
     pub spec: MountSpec,
     /// Readonly branches as they were.
@@ -100,7 +104,15 @@ pub struct Branches {
 impl Branches {
     pub fn write(mut stack: Stack) -> Result<(Self, Model)> {
         stack.normalise();
-        let dir = tempfile::Builder::new().prefix("uaufs-model-").tempdir()?;
+        let memory = Path::new("/dev/shm");
+        let place = if stack.in_memory && memory.is_dir() {
+            memory.to_path_buf()
+        } else {
+            std::env::temp_dir()
+        };
+        let dir = tempfile::Builder::new()
+            .prefix("uaufs-model-")
+            .tempdir_in(place)?;
         let mut branches = Vec::new();
         let mut before = Vec::new();
         for (at, (perm, tree)) in stack.branches.iter().enumerate() {
@@ -139,7 +151,7 @@ impl Branches {
             })
             .collect();
         let branches = Self {
-            dir,
+            _dir: dir,
             stack,
             spec,
             before,

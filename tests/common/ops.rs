@@ -290,12 +290,14 @@ pub fn stack() -> impl Strategy<Value = Stack> {
         format,
         prop::bool::weighted(0.8),
         any::<bool>(),
+        prop::bool::weighted(0.7),
     )
-        .prop_map(|(top, lower, format, dir_rename, reval)| Stack {
+        .prop_map(|(top, lower, format, dir_rename, reval, in_memory)| Stack {
             branches: std::iter::once((Perm::Rw, top)).chain(lower).collect(),
             format,
             dir_rename,
             reval,
+            in_memory,
         })
 }
 

@@ -2,12 +2,13 @@
 //! lookups, each counted and given back.
 
 use super::branches::{Branches, Stack};
-use super::layers::{Name, name};
+use super::layers::{LONGEST_PLAIN_WHITEOUT, Name, name};
 use super::ops::{Data, Op, Pick, mode};
 use super::reference::{Body, Id, Model, Node, ROOT};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use unionfs::errno::{self, Errno, errno_name};
+use unionfs::spec::Format;
 use unionfs::types::{Caller, Entry, Kind, Lookup, NodeId, RenameFlags, SetAttr};
 use unionfs::union::Union;
 
@@ -251,16 +252,7 @@ impl Run {
                 )
             }
             Op::Mknod { dir, name, null } => {
-                // In the overlay format a null device is a whiteout, and so it is in the AUFS
-                // format where the name is too long for any other.
-                let dir_id = self.dir(*dir);
-                let plain = self.branches.stack.format == unionfs::spec::Format::Aufs
-                    && self.name(dir_id, name).len() <= 200;
-                let body = if *null && plain {
-                    Body::Null
-                } else {
-                    Body::Fifo
-                };
+                let body = if *null { Body::Null } else { Body::Fifo };
                 self.make(*dir, name, Node::new(body, Some(0o644)), 0o644, b"")
             }
             Op::Link { node, dir, name } => self.link(*node, *dir, name),
@@ -344,7 +336,7 @@ impl Run {
         self.make_at(dir, &name, node, mode, target)
     }
 
-    fn make_at(
+    pub fn make_at(
         &mut self,
         dir: Id,
         name: &Name,
@@ -353,7 +345,10 @@ impl Run {
         target: &[u8],
     ) -> Result<()> {
         self.say(format_args!("make {:?} {name:?} in {dir}", node.kind()));
-        let want = self.model.refuses_new(dir, name);
+        let mut want = self.model.refuses_new(dir, name);
+        if node.body == Body::Null && self.is_mark(name) {
+            want.push(Errno::PERM);
+        }
         let parent = self.node(dir)?;
         let union = self.union()?;
         let got = match node.body {
@@ -381,20 +376,30 @@ impl Run {
         let id = files[usize::from(node) % files.len()];
         let dir = self.dir(dir);
         let name = self.name(dir, pick);
-        let want = if self.model.is_dir(id) {
-            vec![Errno::PERM]
-        } else {
-            self.model.refuses_new(dir, &name)
-        };
+        self.link_as(id, dir, &name)
+    }
+
+    pub fn link_as(&mut self, id: Id, dir: Id, name: &Name) -> Result<()> {
         self.say(format_args!("link {id} as {name:?} in {dir}"));
+        let mut want = self.model.refuses_new(dir, name);
+        let null = self.model.node(id).body == Body::Null;
+        if self.model.is_dir(id) || (null && self.is_mark(name)) {
+            want.push(Errno::PERM);
+        }
         let (file, parent) = (self.node(id)?, self.node(dir)?);
-        let got = self.union()?.link(&CALLER, file, parent, &name);
+        let got = self.union()?.link(&CALLER, file, parent, name);
         if let Some(entry) = judge(got, &want, self.may_cross())? {
-            self.model.link(id, dir, &name);
+            self.model.link(id, dir, name);
             self.note(id, &entry)?;
             self.compare_attr(id, &entry.attr)?;
         }
         Ok(())
+    }
+
+    /// Is a null device of this name a whiteout? In the AUFS format where the name is too long for
+    /// any other.
+    fn is_mark(&self, name: &[u8]) -> bool {
+        self.branches.stack.format == Format::Overlay || name.len() > LONGEST_PLAIN_WHITEOUT
     }
 
     /// With two writable branches a rename or link may be one between filesystems.
@@ -406,7 +411,7 @@ impl Run {
         }
     }
 
-    fn remove(&mut self, dir: Id, name: &Name, as_dir: bool) -> Result<()> {
+    pub fn remove(&mut self, dir: Id, name: &Name, as_dir: bool) -> Result<()> {
         self.say(format_args!("remove {name:?} in {dir}"));
         let want = self.model.refuses_removal(dir, name, as_dir);
         let parent = self.node(dir)?;
@@ -441,9 +446,9 @@ impl Run {
         }
     }
 
-    fn rename(&mut self, from: (Id, &Name), to: (Id, &Name), flags: RenameFlags) -> Result<()> {
+    pub fn rename(&mut self, from: (Id, &Name), to: (Id, &Name), flags: RenameFlags) -> Result<()> {
         self.say(format_args!("rename {from:?} {to:?} {flags:?}"));
-        let want = self
+        let mut want = self
             .model
             .refuses_rename((from.0, from.1), (to.0, to.1), flags);
         let mut may = self.may_cross();
@@ -463,6 +468,13 @@ impl Run {
         if heavy && !self.branches.stack.dir_rename {
             may = &[Errno::XDEV];
         }
+        let null = |id: Option<Id>| id.is_some_and(|id| self.model.node(id).body == Body::Null);
+        let exchange = flags.contains(RenameFlags::EXCHANGE);
+        let marks = (null(both[0]) && self.is_mark(to.1))
+            || (exchange && null(both[1]) && self.is_mark(from.1));
+        if marks && both[0] != both[1] {
+            want.push(Errno::PERM);
+        }
         let (a, b) = (self.node(from.0)?, self.node(to.0)?);
         let got = self.union()?.rename(&CALLER, (a, from.1), (b, to.1), flags);
         if judge(got, &want, may)?.is_some() {
@@ -472,7 +484,7 @@ impl Run {
         Ok(())
     }
 
-    fn write(&mut self, id: Id, data: Data) -> Result<()> {
+    pub fn write(&mut self, id: Id, data: Data) -> Result<()> {
         self.say(format_args!("write {id} {data:?}"));
         let node = self.node(id)?;
         let bytes = vec![data.fill; data.len.into()];
@@ -520,7 +532,7 @@ impl Run {
         self.compare_attr(id, &attr)
     }
 
-    fn chmod(&mut self, id: Id, mode: u32) -> Result<()> {
+    pub fn chmod(&mut self, id: Id, mode: u32) -> Result<()> {
         let node = self.model.node_mut(id);
         if node.mode.is_none() {
             return Ok(());
