@@ -145,6 +145,13 @@ pub struct Store {
     _lock: OwnedFd,
 }
 
+/// Temporary names start elsewhere on each mount, so that one left behind by a crash in a directory
+/// that nobody empties is not met again.
+fn first_serial() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |since| since.as_micros() as u64)
+}
+
 fn open_dir(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(dir, name, flags, Mode::empty())
@@ -219,7 +226,7 @@ impl Store {
             redirects,
             base_dir,
             log: Mutex::new(log),
-            serial: AtomicU64::new(0),
+            serial: AtomicU64::new(first_serial()),
             _lock: lock,
         };
         Ok((store, recovered))

@@ -1,9 +1,10 @@
 //! All live nodes by number, with the kernel's reference counts.
 
 use super::Node;
-use crate::types::NodeId;
+use crate::types::{Kind, NodeId};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
+use parking_lot::Mutex;
 use rustc_hash::FxBuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,6 +13,9 @@ use std::sync::atomic::Ordering;
 #[derive(Debug)]
 pub struct NodeTable {
     nodes: DashMap<NodeId, Arc<Node>, FxBuildHasher>,
+    /// Nodes that somebody was using when their last reference was taken away: tried again by the
+    /// next call. A leaf lock.
+    lingering: Mutex<Vec<NodeId>>,
 }
 
 impl NodeTable {
@@ -20,7 +24,10 @@ impl NodeTable {
         root.lookups.store(1, Ordering::Relaxed);
         let nodes = DashMap::with_hasher(FxBuildHasher);
         nodes.insert(root.id, root);
-        Self { nodes }
+        Self {
+            nodes,
+            lingering: Mutex::default(),
+        }
     }
 
     /// The node of a number, if it is alive.
@@ -54,12 +61,22 @@ impl NodeTable {
     /// Takes `count` references away. Returns the nodes that died of it: the node itself, and
     /// ancestors that only it kept.
     pub fn forget(&self, id: NodeId, count: u64) -> Vec<Arc<Node>> {
+        let lingering = std::mem::take(&mut *self.lingering.lock());
+        let mut dead = self.forget_one(id, count);
+        for id in lingering {
+            dead.extend(self.forget_one(id, 0));
+        }
+        dead
+    }
+
+    fn forget_one(&self, id: NodeId, count: u64) -> Vec<Arc<Node>> {
         let mut dead = Vec::new();
         let mut next = Some((id, count));
         while let Some((id, count)) = next.take() {
             if id == NodeId::ROOT {
                 break;
             }
+            let mut in_use = false;
             let removed = self.nodes.remove_if(&id, |_, node| {
                 let before = node
                     .lookups
@@ -68,8 +85,14 @@ impl NodeTable {
                     });
                 let left = before.unwrap_or(0).saturating_sub(count);
                 // Children hold their parent: a directory that still has one stays.
-                left == 0 && Arc::strong_count(node) == 1
+                let alone = Arc::strong_count(node) == 1;
+                // Directories are asked again when their last child goes.
+                in_use = left == 0 && !alone && node.kind != Kind::Dir;
+                left == 0 && alone
             });
+            if in_use {
+                self.lingering.lock().push(id);
+            }
             if let Some((_, node)) = removed {
                 let parent = node.home.read().parent.as_ref().map(|p| p.id);
                 // Cuts the node off its parent, so that the parent's own count is right.
@@ -99,7 +122,7 @@ mod tests {
     use super::*;
     use crate::node::{Home, Layers, Place};
     use crate::sys::Name;
-    use crate::types::{BranchId, Kind};
+    use crate::types::BranchId;
 
     fn node(id: u64, parent: Option<&Arc<Node>>) -> Node {
         let home = Home {

@@ -33,7 +33,12 @@ impl Union {
     /// A directory shows the attributes of its topmost instance and an exact link count.
     fn dir_attr(&self, node: &Arc<Node>, stat: &RealStat) -> Result<Attr> {
         let mut attr = attr_from(node.id, stat);
-        let ns = self.ns_read(node, Need::Names)?;
+        let ns = match self.ns_read(node, Need::Names) {
+            Ok(ns) => ns,
+            // A user's daemon that may not list it: the topmost instance's own count has to do.
+            Err(Errno::ACCESS | Errno::PERM) => return Ok(attr),
+            Err(err) => return Err(err),
+        };
         if ns.dead {
             attr.nlink = 0;
         } else if let (Some(index), true) = (&ns.index, stat.nlink > 1) {

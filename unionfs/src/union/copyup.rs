@@ -195,6 +195,10 @@ impl Union {
         }
         let loc = copy.loc();
         self.copy_metadata(target, source_branch, source, &loc, stat)?;
+        if copy.stat.kind() == Kind::Dir && !self.privileged {
+            // Moving a directory needs write permission on it: the mode is set afterwards.
+            loc.chmod(stat.mode | 0o700)?;
+        }
         if let (Some(file), false) = (&copy.file, self.options.volatile) {
             rustix::fs::fsync(&**file)?;
         }
@@ -477,6 +481,11 @@ impl Union {
         }
         rustix::fs::renameat(store.tmp(), &*copy.temp, &dir, &*home.name)?;
         copy.published = true;
+        if !self.privileged {
+            let placed = Loc::at(dir.clone(), &home.name);
+            placed.chmod(stat.mode)?;
+            placed.set_times(Some(SetTime::At(stat.atime)), Some(SetTime::At(stat.mtime)))?;
+        }
         if hidden {
             branch.remove_whiteout(&dir, &home.name)?;
         }

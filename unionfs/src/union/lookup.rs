@@ -260,10 +260,10 @@ impl Union {
                 self.dir_fds.remove((node.id, layer.branch));
             }
             node.set_layers(Layers::new(layers));
-            if let Some(dir) = node.dir()
-                && let Some(mut ns) = dir.ns.try_write()
-            {
-                ns.index = None;
+            if let Some(dir) = node.dir() {
+                // In order: the parent's lock is held, this is its child.
+                let mut ns = dir.ns.write();
+                (ns.index, ns.dead) = (None, false);
             }
         }
         node.update_home(|h| *h = home);
