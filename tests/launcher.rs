@@ -44,7 +44,7 @@ impl World {
         for dir in ["bin", "etc", "root", "tmp", "data"] {
             fs::create_dir_all(root.join(dir)).unwrap();
         }
-        fs::copy(busybox.unwrap(), root.join("bin/busybox")).unwrap();
+        copy_program(Path::new(busybox.unwrap()), &root.join("bin/busybox"));
         let list = Command::new(root.join("bin/busybox"))
             .arg("--list")
             .output()
@@ -141,6 +141,18 @@ impl World {
             assert!(left.is_empty(), "{dir}: {left:?}");
         }
     }
+}
+
+/// Copies by another process: a descriptor for writing that was open here could be inherited by
+/// a command that another test starts just then, and the program would be "busy".
+fn copy_program(from: &Path, to: &Path) {
+    assert!(
+        Command::new("cp")
+            .args([from, to])
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
 fn text(output: &Output) -> String {
@@ -776,7 +788,7 @@ fn a_plain_user() {
     }
     let user = TempUser::new("ulaunch-test");
     let program = world.dir.path().join("ulaunch");
-    fs::copy(ULAUNCH, &program).unwrap();
+    copy_program(Path::new(ULAUNCH), &program);
     let ulaunch = format!("{} --root ~/data --state ~/state", program.display());
     let branch = world.branch();
 

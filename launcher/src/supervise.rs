@@ -53,19 +53,20 @@ enum End {
 impl Container {
     /// Stays until the end. `started` is called when the command runs.
     pub fn on_started(&mut self, started: Option<impl FnOnce()>) -> Result<Outcome> {
-        let mut end = self.wait(started);
-        // A container whose files are gone fails in many ways; the daemon's death is the reason of
-        // each of them. Its descriptor may become readable a moment after the first failure.
-        let failed = !matches!(end, Ok(End::Command(Ending::Code(0))));
-        if failed && self.daemon_is_dead() {
-            end = Ok(End::DaemonDied);
-        }
+        let end = self.wait(started);
         // Whatever it was: nothing of the container survives it.
         let _ = sys::pidfd_signal(self.init.pidfd.as_fd(), libc::SIGKILL);
         reap(&self.init);
-        let daemon_status = self.end_daemon();
+        let (daemon_died, daemon_status) = self.end_daemon();
         let oom_kills = self.oom.as_ref().map_or(0, group::oom_kills);
-        let mut outcome = match end? {
+        let end = match end {
+            // A container whose files are gone fails in many ways (SIGBUS, ENOTCONN, ...), and that
+            // may be seen before the daemon's death, which is the reason of each of them.
+            Ok(End::Command(Ending::Code(0))) => End::Command(Ending::Code(0)),
+            _ if daemon_died => End::DaemonDied,
+            end => end?,
+        };
+        let mut outcome = match end {
             End::Command(ending) => Outcome {
                 code: ending.exit_code(),
                 reason: None,
@@ -180,62 +181,29 @@ impl Container {
         Ok(())
     }
 
-    /// While init lives, only a daemon that died is not there any more.
-    fn daemon_is_dead(&self) -> bool {
-        let alive_init = {
-            let mut fds = [PollFd::new(&self.init.pidfd, PollFlags::IN)];
-            poll(
-                &mut fds,
-                Some(&Timespec {
-                    tv_sec: 0,
-                    tv_nsec: 0,
-                }),
-            ) == Ok(0)
-        };
-        let grace = if alive_init { 20_000_000 } else { 0 };
-        self.daemon.as_ref().is_some_and(|daemon| {
-            let mut fds = [PollFd::new(&daemon.pidfd, PollFlags::IN)];
-            let dead = poll(
-                &mut fds,
-                Some(&Timespec {
-                    tv_sec: 0,
-                    tv_nsec: grace,
-                }),
-            ) == Ok(1);
-            dead && self.killed(daemon)
-        })
-    }
-
-    /// Did it end otherwise than by its mount's end (exit code 0)? Leaves its status to be read.
-    fn killed(&self, daemon: &ChildProcess) -> bool {
-        use rustix::process::{WaitId, WaitIdOptions, waitid};
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
-        match waitid(WaitId::PidFd(daemon.pidfd.as_fd()), options) {
-            Ok(Some(status)) => status.exit_status() != Some(0),
-            _ => false,
-        }
-    }
-
-    /// The daemon ends by itself when the last mount of its union is gone. Tells how it ended.
-    fn end_daemon(&mut self) -> String {
+    /// The daemon ends by itself when the last mount of its union is gone. Tells whether it
+    /// died instead, and how it ended.
+    fn end_daemon(&mut self) -> (bool, String) {
         let Some(daemon) = self.daemon.take() else {
-            return String::new();
+            return (false, String::new());
         };
         let mut fds = [PollFd::new(&daemon.pidfd, PollFlags::IN)];
         let timeout = Timespec {
             tv_sec: DAEMON_SECONDS,
             tv_nsec: 0,
         };
-        if poll(&mut fds, Some(&timeout)) == Ok(0) {
+        let late = poll(&mut fds, Some(&timeout)) == Ok(0);
+        if late {
             let _ = sys::pidfd_signal(daemon.pidfd.as_fd(), libc::SIGKILL);
         }
-        match waitpid(Pid::from_raw(daemon.pid), WaitOptions::empty()) {
-            Ok(Some((_, status))) => match (status.terminating_signal(), status.exit_status()) {
-                (Some(signal), _) => format!("signal {signal}"),
-                (None, Some(code)) => format!("exit code {code}"),
-                _ => "unknown".into(),
-            },
-            _ => "unknown".into(),
+        let status = match waitpid(Pid::from_raw(daemon.pid), WaitOptions::empty()) {
+            Ok(Some((_, status))) => status,
+            _ => return (false, "unknown".into()),
+        };
+        match (status.terminating_signal(), status.exit_status()) {
+            (Some(signal), _) => (!late, format!("signal {signal}")),
+            (None, Some(code)) => (code != 0, format!("exit code {code}")),
+            _ => (false, "unknown".into()),
         }
     }
 }
