@@ -212,3 +212,10 @@ fn names_of_one_lower_file_stay_one_file() {
     ];
     run(Stack::of([dir(), lower]), &lines);
 }
+
+#[test]
+fn the_links_of_a_file_are_counted_once_whichever_branch_keeps_the_books() {
+    let lower = dir().dir("a", dir().linked("x", 1).dir("b", dir().linked("y", 1)));
+    let stack = two_writable(dir(), dir(), lower);
+    run(stack, &["chmod a", "rm a/x", "write a/b/y", "remount"]);
+}

@@ -421,17 +421,7 @@ impl Union {
     /// Sets and records how many names a node has beyond the links of its file.
     pub(super) fn set_delta(&self, node: &Node, branch: &Branch, delta: i32) {
         self.links.set_delta(node.id, delta);
-        if let Some(store) = &branch.store
-            && let Err(err) = store.record(Record::Links {
-                node: node.id,
-                delta,
-            })
-        {
-            log::warn!(
-                "{}: cannot record a link count: {err}",
-                branch.path.display()
-            );
-        }
+        self.record_delta(branch, node.id, delta);
     }
 
     /// Makes sure that a directory exists on a writable branch, and its ancestors before it. The

@@ -144,14 +144,19 @@ impl Union {
         }
     }
 
-    fn record_delta(&self, branch: &Branch, node: NodeId, delta: i32) {
-        if let Some(store) = &branch.store
-            && let Err(err) = store.record(Record::Links { node, delta })
-        {
-            log::warn!(
-                "{}: cannot record a link count: {err}",
-                branch.path.display()
-            );
+    /// Records a delta on `branch`. What another writable branch may have recorded of the same file
+    /// is void.
+    pub(super) fn record_delta(&self, branch: &Branch, node: NodeId, delta: i32) {
+        let stack = self.stack();
+        for other in stack.branches() {
+            let Some(store) = &other.store else { continue };
+            let delta = if other.id == branch.id { delta } else { 0 };
+            if let Err(err) = store.record(Record::Links { node, delta }) {
+                log::warn!(
+                    "{}: cannot record a link count: {err}",
+                    other.path.display()
+                );
+            }
         }
     }
 
