@@ -365,6 +365,14 @@ impl Union {
             self.dir_fd_on(from.dir, branch.id)?,
             self.dir_fd_on(to.dir, branch.id)?,
         );
+        if node.kind == Kind::Dir
+            && hidden
+            && branch.whiteout_is_separate(from.name)
+            && stat_at(&to_fd, to.name).is_ok_and(|s| s.is_null_device())
+        {
+            // The two cannot change places: at the old name the device would be no whiteout.
+            return Err(Errno::XDEV);
+        }
         let below = self.visible_below(to.dir, branch.id, to.name)?;
         // Before the victim is locked: this reads the source's names, and the two are unrelated.
         let lower = self.plan_lower(node, branch, below)?;
@@ -622,14 +630,9 @@ fn move_on_branch(branch: &Branch, m: &Move<'_>) -> Result<()> {
     }
     let device_at_target = m.hidden && stat_at(m.to, m.new).is_ok_and(|s| s.is_null_device());
     if device_at_target && m.is_dir {
-        // The device and the directory change places: that is the whiteout of the old name, where
-        // a device is one.
-        let separate = branch.whiteout_is_separate(m.old);
-        if m.whiteout && separate {
-            branch.make_whiteout(m.from, m.old)?;
-        }
+        // The device and the directory change places: that is the whiteout of the old name.
         rustix::fs::renameat_with(m.from, m.old, m.to, m.new, SysFlags::EXCHANGE)?;
-        if !m.whiteout || separate {
+        if !m.whiteout {
             rustix::fs::unlinkat(m.from, m.old, AtFlags::empty())?;
         }
         return branch.remove_whiteout(m.to, m.new);
