@@ -8,6 +8,7 @@
 mod common;
 
 use common::branches::{Perm, Stack};
+use common::crash::{Case, interrupt_everywhere, play_child};
 use common::layers::{Entry, Tree};
 use common::ops::{Op, operations, stack, stack_with_two_writable};
 use common::run::Run;
@@ -102,10 +103,21 @@ fn a_directory_with_a_long_name_is_removed() {
 }
 
 #[test]
-fn a_directory_takes_the_place_of_a_long_whiteout() {
+fn a_long_whiteout_and_what_takes_its_place() {
     let lower = with_long(dir().dir("d", dir().file("x", "x")), Entry::Dir(dir()));
-    let lines = ["rmdir LONG", "rename d LONG", "remount", "rename LONG d"];
-    run(Stack::of([dir(), lower]), &lines);
+    let lines = [
+        "rmdir LONG",
+        "mkdir LONG",
+        "rename LONG e",
+        "remount",
+        "create LONG",
+    ];
+    run(Stack::of([dir(), lower.clone()]), &lines);
+    let mut run = Run::new(Stack::of([dir(), lower])).unwrap();
+    run.line("rmdir LONG").unwrap();
+    // Refused, so that no moment shows a device in the directory's place.
+    run.line("rename d LONG").unwrap();
+    run.check_all(&[]).unwrap();
 }
 
 #[test]
@@ -218,4 +230,94 @@ fn the_links_of_a_file_are_counted_once_whichever_branch_keeps_the_books() {
     let lower = dir().dir("a", dir().linked("x", 1).dir("b", dir().linked("y", 1)));
     let stack = two_writable(dir(), dir(), lower);
     run(stack, &["chmod a", "rm a/x", "write a/b/y", "remount"]);
+}
+
+/// Operations that take several steps on the branch.
+fn crash_cases() -> Vec<Case> {
+    let lower = || {
+        let d = dir().file("x", "x").dir("sub", dir().file("y", "y"));
+        let tree = dir().file("f", "lower f").file("g", "lower g").dir("d", d);
+        let tree = tree
+            .dir("e", dir().file("z", "z"))
+            .linked("l", 1)
+            .linked("m", 1);
+        with_long(tree, Entry::Dir(dir().file("x", "x")))
+    };
+    let stack = || {
+        Stack::of([
+            dir().file("f", "upper f").dir("d", dir().file("u", "u")),
+            lower(),
+        ])
+    };
+    let table: &[(&'static [&'static str], &'static str)] = &[
+        (&[], "rm f"),
+        (&[], "rm g"),
+        (&[], "rm l"),
+        (&[], "write g"),
+        (&[], "write d/sub/y"),
+        (&[], "write l"),
+        (&[], "chmod d/sub"),
+        (&[], "link g d/sub/new"),
+        (&[], "rename f new"),
+        (&[], "rename g d/sub/new"),
+        (&[], "rename f g"),
+        (&[], "rename g f"),
+        (&[], "rename l d/l"),
+        (&[], "rename d new"),
+        (&[], "rename d/sub new"),
+        (&[], "exchange f g"),
+        (&[], "exchange d e"),
+        (&[], "exchange d g"),
+        (&["rm f"], "create f"),
+        (&["rm f"], "mkdir f"),
+        (&["rm f"], "rename g f"),
+        (&["rm e/z"], "rmdir e"),
+        (&["rm e/z"], "rename d e"),
+        (&["rm e/z"], "rename d/sub e"),
+        (&["rm e/z", "rmdir e"], "mkdir e"),
+        (&["rm e/z", "rmdir e"], "rename d e"),
+        (&["write l", "rm l"], "rm m"),
+        (&["write l"], "rename m n"),
+        (&["rm LONG/x"], "rmdir LONG"),
+        (&["rm LONG/x", "rmdir LONG"], "create LONG"),
+        (&["rm LONG/x", "rmdir LONG"], "mkdir LONG"),
+        (&["rm LONG/x", "rmdir LONG"], "rename f LONG"),
+        (&["rename d new"], "rename new d"),
+        (&["rename d new"], "rename new newer"),
+        (&["rename d new"], "rename new/sub sub"),
+    ];
+    let formats = [unionfs::spec::Format::Aufs, unionfs::spec::Format::Overlay];
+    let of = |format| {
+        table.iter().map(move |(first, line)| Case {
+            stack: Stack {
+                format,
+                in_memory: true,
+                ..stack()
+            },
+            first,
+            line,
+        })
+    };
+    formats.into_iter().flat_map(of).collect()
+}
+
+#[test]
+#[ignore = "the process that the next test kills"]
+fn child_that_is_killed() {
+    play_child(&crash_cases()).unwrap();
+}
+
+#[test]
+fn a_killed_daemon_leaves_the_old_tree_or_the_new() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let mut failures = Vec::new();
+    for (number, case) in crash_cases().iter().enumerate() {
+        if let Err(err) = interrupt_everywhere(case, number, "child_that_is_killed") {
+            let (format, first, line) = (case.stack.format, case.first, case.line);
+            failures.push(format!("{format:?} {first:?} \"{line}\": {err:#}"));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }

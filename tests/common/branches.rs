@@ -94,7 +94,8 @@ impl Stack {
 
 /// A stack on disk.
 pub struct Branches {
-    _dir: TempDir,
+    /// Removed at the end; `None` if somebody else wrote them.
+    dir: Option<TempDir>,
     pub stack: Stack,
     pub spec: MountSpec,
     /// Readonly branches as they were.
@@ -102,8 +103,8 @@ pub struct Branches {
 }
 
 impl Branches {
-    pub fn write(mut stack: Stack) -> Result<(Self, Model)> {
-        stack.normalise();
+    /// Writes the branches of a stack into a directory of their own.
+    pub fn write(stack: Stack) -> Result<(Self, Model)> {
         let memory = Path::new("/dev/shm");
         let place = if stack.in_memory && memory.is_dir() {
             memory.to_path_buf()
@@ -113,25 +114,41 @@ impl Branches {
         let dir = tempfile::Builder::new()
             .prefix("uaufs-model-")
             .tempdir_in(place)?;
-        let mut branches = Vec::new();
-        let mut before = Vec::new();
-        for (at, (perm, tree)) in stack.branches.iter().enumerate() {
-            let path = dir.path().join(format!("b{at}"));
-            std::fs::create_dir(&path)?;
-            tree.write(&path, stack.format)?;
+        let (mut branches, model) = Self::at(stack, dir.path());
+        for ((perm, tree), spec) in branches.stack.branches.iter().zip(&branches.spec.branches) {
+            std::fs::create_dir(&spec.path)?;
+            tree.write(&spec.path, branches.stack.format)?;
             if *perm != Perm::Rw {
-                before.push((path.clone(), snapshot(&path)?));
+                branches
+                    .before
+                    .push((spec.path.clone(), snapshot(&spec.path)?));
             }
-            let work = (stack.format == Format::Overlay && *perm == Perm::Rw)
-                .then(|| dir.path().join(format!("work{at}")));
-            if let Some(work) = &work {
+            if let Some(work) = &spec.workdir {
                 std::fs::create_dir(work)?;
             }
+        }
+        branches.dir = Some(dir);
+        Ok((branches, model))
+    }
+
+    /// The branches of a stack that was written to `dir`, and what it showed at first.
+    pub fn at(mut stack: Stack, dir: &Path) -> (Self, Model) {
+        stack.normalise();
+        let mut layers = Vec::new();
+        let mut branches = Vec::new();
+        for (at, (perm, tree)) in stack.branches.iter().enumerate() {
+            let work = (stack.format == Format::Overlay && *perm == Perm::Rw)
+                .then(|| dir.join(format!("work{at}")));
             branches.push(BranchSpec {
-                path,
+                path: dir.join(format!("b{at}")),
                 perm: perm.spec(),
                 format: Some(stack.format),
                 workdir: work,
+            });
+            layers.push(Layer {
+                tree: tree.clone(),
+                honours: perm.spec().whiteouts,
+                writable: *perm == Perm::Rw,
             });
         }
         let spec = MountSpec {
@@ -141,22 +158,18 @@ impl Branches {
             mount: MountFlags::default(),
             warnings: Vec::new(),
         };
-        let layers: Vec<Layer> = stack
-            .branches
-            .iter()
-            .map(|(perm, tree)| Layer {
-                tree: tree.clone(),
-                honours: perm.spec().whiteouts,
-                writable: *perm == Perm::Rw,
-            })
-            .collect();
         let branches = Self {
-            _dir: dir,
+            dir: None,
             stack,
             spec,
-            before,
+            before: Vec::new(),
         };
-        Ok((branches, Model::of(&layers)))
+        (branches, Model::of(&layers))
+    }
+
+    /// Where they were written.
+    pub fn dir(&self) -> Option<&Path> {
+        self.dir.as_ref().map(TempDir::path)
     }
 
     /// Fails if a readonly branch differs from what it was: content, attributes, mtime, ctime.

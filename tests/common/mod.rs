@@ -2,8 +2,10 @@
 
 pub mod branches;
 pub mod check;
+pub mod crash;
 pub mod layers;
 pub mod ops;
 pub mod reference;
 pub mod run;
 pub mod script;
+pub mod trace;

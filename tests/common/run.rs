@@ -30,6 +30,8 @@ pub struct Run {
     counts: BTreeMap<NodeId, u64>,
     /// The number every file has had since it was first seen.
     numbers: BTreeMap<Id, NodeId>,
+    /// Link counts of files are compared: after a crash they may be wrong.
+    pub exact_links: bool,
     /// What was really done, for a failure's report.
     log: Vec<String>,
 }
@@ -37,6 +39,11 @@ pub struct Run {
 impl Run {
     pub fn new(stack: Stack) -> Result<Self> {
         let (branches, model) = Branches::write(stack)?;
+        Self::on(branches, model)
+    }
+
+    /// A union of these branches, which is to show what the model says.
+    pub fn on(branches: Branches, model: Model) -> Result<Self> {
         let union = Union::open(&branches.spec)?;
         Ok(Self {
             branches,
@@ -45,6 +52,7 @@ impl Run {
             known: BTreeMap::new(),
             counts: BTreeMap::new(),
             numbers: BTreeMap::new(),
+            exact_links: true,
             log: Vec::new(),
         })
     }
@@ -474,6 +482,10 @@ impl Run {
             || (exchange && null(both[1]) && self.is_mark(from.1));
         if marks && both[0] != both[1] {
             want.push(Errno::PERM);
+        }
+        if both[0].is_some_and(|id| self.model.is_dir(id)) && to.1.len() > LONGEST_PLAIN_WHITEOUT {
+            // A whiteout device under the new name is not easily replaced by a directory.
+            may = &[Errno::XDEV];
         }
         let (a, b) = (self.node(from.0)?, self.node(to.0)?);
         let got = self.union()?.rename(&CALLER, (a, from.1), (b, to.1), flags);

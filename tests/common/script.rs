@@ -21,7 +21,8 @@ impl Run {
         self.check_all(&[])
     }
 
-    fn line(&mut self, line: &str) -> Result<()> {
+    /// One line.
+    pub fn line(&mut self, line: &str) -> Result<()> {
         let mut words = line.split(' ');
         let verb = words.next().unwrap_or_default();
         let paths: Vec<&str> = words.collect();

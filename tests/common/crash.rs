@@ -1,0 +1,83 @@
+//! What a daemon that is killed leaves behind: the next mount shows the tree before the operation
+//! or after it, whole.
+
+use super::branches::{Branches, Stack};
+use super::run::Run;
+use super::trace::{End, kill_before_change, mark};
+use anyhow::{Context, Result, bail};
+use std::path::Path;
+use std::process::Command;
+
+/// Tells the child what to do: directory and number of the case.
+const ASSIGNMENT: &str = "UAUFS_MODEL_CRASH";
+
+/// An operation that is interrupted.
+pub struct Case {
+    pub stack: Stack,
+    /// Done before, in the same mount.
+    pub first: &'static [&'static str],
+    /// What is interrupted.
+    pub line: &'static str,
+}
+
+/// In the child: does its part on the branches it was given. Does nothing in any other process.
+pub fn play_child(cases: &[Case]) -> Result<()> {
+    let Ok(assignment) = std::env::var(ASSIGNMENT) else {
+        return Ok(());
+    };
+    let (number, dir) = assignment.split_once(' ').context("number and directory")?;
+    let case = &cases[number.parse::<usize>()?];
+    let (branches, model) = Branches::at(case.stack.clone(), Path::new(dir));
+    let mut run = Run::on(branches, model)?;
+    for line in case.first {
+        run.line(line)?;
+    }
+    mark();
+    run.line(case.line)?;
+    mark();
+    Ok(())
+}
+
+/// Interrupts a case before every change it makes. `child` is the name of the test that calls
+/// [`play_child`] on the same cases.
+pub fn interrupt_everywhere(case: &Case, number: usize, child: &str) -> Result<()> {
+    let mut quiet = Run::new(case.stack.clone())?;
+    for line in case.first {
+        quiet.line(line)?;
+    }
+    let before = quiet.model.clone();
+    quiet.line(case.line)?;
+    let after = quiet.model.clone();
+    for n in 0.. {
+        let (branches, _) = Branches::write(case.stack.clone())?;
+        let dir = branches.dir().context("just written")?.to_owned();
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .args(["--exact", child, "--ignored", "--test-threads=1"])
+            .env(ASSIGNMENT, format!("{number} {}", dir.display()));
+        let end = kill_before_change(&mut command, n)?;
+        let reopened = |model| {
+            let mut run = Run::on(Branches::at(case.stack.clone(), &dir).0, model)?;
+            // The books of link counts are not written in one step with the links.
+            run.exact_links = end == End::Finished;
+            run.compare().map(|()| run)
+        };
+        if let Ok(run) = reopened(after.clone()) {
+            run.check_all(&[])?;
+        } else if end == End::Finished {
+            bail!("it did nothing");
+        } else {
+            let mut run = reopened(before.clone())
+                .with_context(|| format!("killed before change {n}, neither old nor new"))?;
+            run.line(case.line)
+                .with_context(|| format!("again, after it was killed before change {n}"))?;
+            run.check_all(&[])
+                .with_context(|| format!("again, after it was killed before change {n}"))?;
+        }
+        branches.check_readonly()?;
+        if end == End::Finished {
+            break;
+        }
+    }
+    Ok(())
+}
