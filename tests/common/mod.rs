@@ -1,9 +1,11 @@
 //! A union driven by operations on plain data, beside a reference model of what it must show.
 
 pub mod branches;
+pub mod change;
 pub mod check;
 pub mod crash;
 pub mod layers;
+pub mod listing;
 pub mod ops;
 pub mod reference;
 pub mod run;

@@ -3,16 +3,16 @@
 
 use super::branches::{Branches, Stack};
 use super::layers::{LONGEST_PLAIN_WHITEOUT, Name, name};
-use super::ops::{Data, Op, Pick, mode};
+use super::ops::{Op, Pick, mode};
 use super::reference::{Body, Id, Model, Node, ROOT};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use unionfs::errno::{self, Errno, errno_name};
 use unionfs::spec::Format;
-use unionfs::types::{Caller, Entry, Kind, Lookup, NodeId, RenameFlags, SetAttr};
+use unionfs::types::{Caller, Entry, Kind, Lookup, NodeId, RenameFlags};
 use unionfs::union::Union;
 
-const CALLER: Caller = Caller {
+pub const CALLER: Caller = Caller {
     uid: 0,
     gid: 0,
     pid: 1,
@@ -27,7 +27,7 @@ pub struct Run {
     /// Nodes that the kernel knows.
     pub known: BTreeMap<Id, NodeId>,
     /// References it holds.
-    counts: BTreeMap<NodeId, u64>,
+    pub counts: BTreeMap<NodeId, u64>,
     /// The number every file has had since it was first seen.
     numbers: BTreeMap<Id, NodeId>,
     /// Link counts of files are compared: after a crash they may be wrong.
@@ -83,7 +83,7 @@ impl Run {
         self.union.as_ref().context("no union is open")
     }
 
-    fn say(&mut self, what: std::fmt::Arguments<'_>) {
+    pub fn say(&mut self, what: std::fmt::Arguments<'_>) {
         self.log.push(what.to_string());
     }
 
@@ -196,7 +196,7 @@ impl Run {
         dirs
     }
 
-    fn dir(&self, n: u8) -> Id {
+    pub fn dir(&self, n: u8) -> Id {
         let dirs = self.dirs();
         dirs[usize::from(n) % dirs.len()]
     }
@@ -223,7 +223,7 @@ impl Run {
         files.get(usize::from(n) % files.len().max(1)).copied()
     }
 
-    fn name(&self, dir: Id, pick: &Pick) -> Name {
+    pub fn name(&self, dir: Id, pick: &Pick) -> Name {
         let children = self.model.children(dir);
         match pick {
             Pick::Existing(n) if !children.is_empty() => {
@@ -495,213 +495,10 @@ impl Run {
         }
         Ok(())
     }
-
-    pub fn write(&mut self, id: Id, data: Data) -> Result<()> {
-        self.say(format_args!("write {id} {data:?}"));
-        let node = self.node(id)?;
-        let bytes = vec![data.fill; data.len.into()];
-        let union = self.union()?;
-        union.open_node(node, libc::O_RDWR)?;
-        let written = union.write(node, data.offset.into(), &bytes, false)?;
-        union.release(node);
-        ensure!(written == bytes.len(), "short write");
-        let file = self.model.node_mut(id);
-        file.mtime = None;
-        if let (Body::File(content), false) = (&mut file.body, bytes.is_empty()) {
-            let (start, end) = (
-                usize::from(data.offset),
-                usize::from(data.offset) + bytes.len(),
-            );
-            content.resize(content.len().max(end), 0);
-            content[start..end].copy_from_slice(&bytes);
-        }
-        Ok(())
-    }
-
-    fn truncate(&mut self, id: Id, size: u16) -> Result<()> {
-        self.say(format_args!("truncate {id} {size}"));
-        let set = SetAttr {
-            size: Some(size.into()),
-            ..SetAttr::default()
-        };
-        let file = self.model.node_mut(id);
-        file.mtime = None;
-        if let Body::File(content) = &mut file.body {
-            content.resize(size.into(), 0);
-        }
-        self.set_attr(id, &set)
-    }
-
-    /// A directory that lay on a readonly branch and was removed there cannot be changed.
-    fn is_lost(&self, id: Id) -> bool {
-        self.model.is_dir(id) && self.model.node(id).lower && !self.model.is_reachable(id)
-    }
-
-    fn set_attr(&mut self, id: Id, set: &SetAttr) -> Result<()> {
-        self.say(format_args!("set {id} {set:?}"));
-        let node = self.node(id)?;
-        let attr = self.union()?.setattr(&CALLER, node, set, false)?;
-        self.compare_attr(id, &attr)
-    }
-
-    pub fn chmod(&mut self, id: Id, mode: u32) -> Result<()> {
-        let node = self.model.node_mut(id);
-        if node.mode.is_none() {
-            return Ok(());
-        }
-        node.mode = Some(mode);
-        let set = SetAttr {
-            mode: Some(mode),
-            ..SetAttr::default()
-        };
-        self.set_attr(id, &set)
-    }
-
-    fn chown(&mut self, id: Id, uid: u32) -> Result<()> {
-        let node = self.model.node_mut(id);
-        node.uid = uid;
-        if node.kind() != Kind::Dir {
-            // chown(2) drops it, whoever calls.
-            node.mode = node.mode.map(|m| m & !libc::S_ISUID);
-        }
-        let set = SetAttr {
-            uid: Some(uid),
-            ..SetAttr::default()
-        };
-        self.set_attr(id, &set)
-    }
-
-    /// user.* is for files and directories only.
-    fn attribute(&self, id: Id, n: u8) -> &'static [u8] {
-        let plain = matches!(self.model.node(id).kind(), Kind::File | Kind::Dir);
-        match n % 4 {
-            0 if plain => super::layers::XATTR.as_bytes(),
-            1 if plain => b"user.x",
-            _ => b"trusted.y",
-        }
-    }
-
-    fn set_xattr(&mut self, id: Id, n: u8, value: u8, flags: i32) -> Result<()> {
-        self.say(format_args!("set attribute {n} of {id}"));
-        let attr = self.attribute(id, n);
-        let there = self.model.node(id).xattrs.contains_key(attr);
-        let want = match flags {
-            libc::XATTR_CREATE if there => vec![Errno::EXIST],
-            libc::XATTR_REPLACE if !there => vec![Errno::NODATA],
-            _ => Vec::new(),
-        };
-        let node = self.node(id)?;
-        let got = self.union()?.setxattr(node, attr, &[value; 3], flags);
-        if judge(got, &want, &[])?.is_some() {
-            let xattrs = &mut self.model.node_mut(id).xattrs;
-            xattrs.insert(attr.to_vec(), vec![value; 3]);
-        }
-        Ok(())
-    }
-
-    fn remove_xattr(&mut self, id: Id, n: u8) -> Result<()> {
-        self.say(format_args!("remove attribute {n} of {id}"));
-        let attr = self.attribute(id, n);
-        let there = self.model.node(id).xattrs.contains_key(attr);
-        let want = if there {
-            Vec::new()
-        } else {
-            vec![Errno::NODATA]
-        };
-        let node = self.node(id)?;
-        let got = self.union()?.removexattr(node, attr);
-        if judge(got, &want, &[])?.is_some() {
-            self.model.node_mut(id).xattrs.remove(attr);
-        }
-        Ok(())
-    }
-
-    /// Names that are there all the time are listed once, names that never are, never.
-    fn list_while_changing(
-        &mut self,
-        dir: u8,
-        chunk: usize,
-        plus: bool,
-        changes: &[(Pick, bool)],
-    ) -> Result<()> {
-        let dir = self.dir(dir);
-        let node = self.node(dir)?;
-        let mut changes = changes.iter();
-        let mut always: BTreeSet<Name> = self.model.children(dir).into_keys().collect();
-        let mut ever = always.clone();
-        let mut listed: Vec<Name> = Vec::new();
-        let mut cookie = 0;
-        loop {
-            let part = self.list_some(node, cookie, chunk, plus)?;
-            let Some((_, last)) = part.last() else { break };
-            cookie = *last;
-            listed.extend(part.into_iter().map(|(name, _)| name));
-            if let Some((pick, remove)) = changes.next() {
-                let name = self.name(dir, pick);
-                match self.model.child(dir, &name) {
-                    Some(child) if *remove && !self.model.is_dir(child) => {
-                        self.remove(dir, &name, false)?;
-                    }
-                    _ => {
-                        let node = Node::new(Body::File(Vec::new()), Some(0o600));
-                        self.make_at(dir, &name, node, 0o600, b"")?;
-                    }
-                }
-                let now: BTreeSet<Name> = self.model.children(dir).into_keys().collect();
-                always = always.intersection(&now).cloned().collect();
-                ever.extend(now);
-            }
-        }
-        listed.retain(|n| n.0 != b"." && n.0 != b"..");
-        for name in &always {
-            let times = listed.iter().filter(|n| *n == name).count();
-            ensure!(times == 1, "{name:?} was listed {times} times");
-        }
-        if let Some(name) = listed.iter().find(|n| !ever.contains(n)) {
-            bail!("{name:?} was listed and never existed");
-        }
-        Ok(())
-    }
-
-    /// Up to `count` entries from `cookie` on: names and cookies.
-    fn list_some(
-        &mut self,
-        node: NodeId,
-        cookie: u64,
-        count: usize,
-        plus: bool,
-    ) -> Result<Vec<(Name, u64)>> {
-        let mut part = Vec::new();
-        if !plus {
-            self.union()?.list(node, cookie, &mut |e| {
-                if part.len() == count {
-                    return false;
-                }
-                part.push((Name(e.name.to_vec()), e.cookie));
-                true
-            })?;
-            return Ok(part);
-        }
-        let mut looked_up = Vec::new();
-        self.union()?.list_plus(node, cookie, &mut |e| {
-            if part.len() == count {
-                return false;
-            }
-            part.push((Name(e.entry.name.to_vec()), e.entry.cookie));
-            if e.entry.name != b"." && e.entry.name != b".." {
-                looked_up.push(e.found.attr.ino);
-            }
-            true
-        })?;
-        for ino in looked_up {
-            *self.counts.entry(ino).or_default() += 1;
-        }
-        Ok(part)
-    }
 }
 
 /// Compares a result with the errors that are expected (none: success) and those that may be.
-fn judge<T>(got: errno::Result<T>, want: &[Errno], may: &[Errno]) -> Result<Option<T>> {
+pub fn judge<T>(got: errno::Result<T>, want: &[Errno], may: &[Errno]) -> Result<Option<T>> {
     let named = |list: &[Errno]| list.iter().map(|e| errno_name(*e)).collect::<Vec<_>>();
     match got {
         Ok(value) if want.is_empty() => Ok(Some(value)),
