@@ -21,7 +21,13 @@ const PROC_SUPER_MAGIC: u64 = 0x9fa0;
 /// Makes every mount of this namespace private.
 pub fn make_private() -> Result<()> {
     let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", flags).explain(|| "making all mounts private".into())
+    rustix::mount::mount_change("/", flags).remedy(
+        || "making all mounts private".into(),
+        |errno| match errno {
+            Errno::INVAL => "/ is no mount point, as in a chroot: mount --bind the directory onto itself before chroot",
+            _ => "",
+        },
+    )
 }
 
 /// A new, detached filesystem of type `fs`. `options` are `key=value` pairs, or flags when the
