@@ -147,8 +147,8 @@ pub fn flags(plan: &Plan) -> libc::c_int {
     }
 }
 
-/// Starts the process. `in_child` runs in it and does not return.
-pub fn start(plan: &Plan, in_child: impl FnOnce() -> ChildProcess) -> Result<ChildProcess> {
+/// Starts the process; it has to call [`Outer::run`].
+pub fn start(plan: &Plan) -> Result<Cloned> {
     let started = sys::clone_process(flags(plan)).remedy(
         || "making a user namespace".into(),
         |errno| match errno {
@@ -158,8 +158,5 @@ pub fn start(plan: &Plan, in_child: impl FnOnce() -> ChildProcess) -> Result<Chi
             _ => "",
         },
     );
-    match started.context("cannot start a container")? {
-        Cloned::Child => Ok(in_child()),
-        Cloned::Parent(child) => Ok(child),
-    }
+    started.context("cannot start a container")
 }

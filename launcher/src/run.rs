@@ -200,11 +200,15 @@ fn start(store: &Store, record: &mut Record, plan: &Plan) -> Result<Container> {
         report: &report_theirs,
         init: &init_theirs,
     };
-    let between = outer::start(plan, || {
-        // The launcher's own ends: the new process must not keep them open.
-        let _ = rustix::io::fcntl_setfd(&report, rustix::io::FdFlags::CLOEXEC);
-        outer.run()
-    })?;
+    let between = match outer::start(plan)? {
+        Cloned::Parent(process) => process,
+        Cloned::Child => {
+            // The launcher's own ends: with copies of them open the new process, and those that it
+            // starts, would not see the launcher's death.
+            drop((report, init));
+            outer.run()
+        }
+    };
     drop((report_theirs, init_theirs));
     if let UsernsPlan::Outer(maps) = &plan.userns {
         userns::write_maps(between.pid, maps)?;
