@@ -1,6 +1,6 @@
 //! Work on files of a container's ids: done as root of a user namespace with its maps.
 
-use crate::error::Explain;
+use crate::error::{self, Explain};
 use crate::plan::Maps;
 use crate::step::userns;
 use crate::sync::{Channel, Go};
@@ -20,7 +20,7 @@ pub fn as_container_root(maps: &Maps, work: impl FnOnce() -> Result<()>) -> Resu
             // Without the word to go on the maps were not written, and nobody waits for an answer.
             if let Ok(Some(Go)) = theirs.receive::<Go>() {
                 let done = userns::become_root().and_then(|()| work());
-                let _ = theirs.send(&done.map_err(|error| format!("{error:#}")));
+                let _ = theirs.send(&done.map_err(|error| error::message(&error)));
             }
             sys::exit_now(0)
         }

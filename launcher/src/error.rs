@@ -48,6 +48,25 @@ impl<T> Explain<T> for std::io::Result<T> {
     }
 }
 
+/// Longest message in bytes; what the user gave can be longer than any message may be.
+const MAX_MESSAGE: usize = 2000;
+
+/// An error as one message: what was tried, then why it failed.
+pub fn message(error: &anyhow::Error) -> String {
+    shorten(format!("{error:#}"))
+}
+
+/// The text, its middle left out where it is too long: the end of a message tells most.
+pub fn shorten(text: String) -> String {
+    if text.len() <= MAX_MESSAGE {
+        return text;
+    }
+    let boundary = |at: usize| (0..=at).rev().find(|at| text.is_char_boundary(*at));
+    let head = boundary(MAX_MESSAGE / 2).unwrap_or(0);
+    let tail = boundary(text.len() - MAX_MESSAGE / 2).unwrap_or(head);
+    format!("{}...{}", &text[..head], &text[tail..])
+}
+
 /// The errno inside an I/O error; EIO for the few that carry none.
 pub fn errno_of(error: std::io::Error) -> Errno {
     Errno::from_io_error(&error).unwrap_or(Errno::IO)
@@ -95,5 +114,13 @@ mod tests {
             error.to_string(),
             "user namespaces: operation not permitted (EPERM): set user.max_user_namespaces"
         );
+    }
+
+    #[test]
+    fn long_messages_keep_both_ends() {
+        let text = format!("a{}z", "ü".repeat(50_000));
+        let short = shorten(text);
+        assert!(short.starts_with("aü") && short.ends_with("üz") && short.len() < 2100);
+        assert_eq!(shorten("short".into()), "short");
     }
 }

@@ -1,6 +1,8 @@
 //! The union daemon of one container: a process of its own, outside of the container's namespaces
 //! for processes and mounts.
 
+use crate::console;
+use crate::error;
 use crate::ostext::OsText;
 use crate::selfexe;
 use crate::spec::IdMapping;
@@ -63,19 +65,19 @@ pub fn main(args: &[OsString]) -> u8 {
             match run(&channel, device, config) {
                 Ok(()) => 0,
                 Err(error) => {
-                    let message = format!("{error:#}");
+                    let message = error::message(&error);
                     if channel
                         .send(&DaemonReport::Failed(message.clone()))
                         .is_err()
                     {
-                        eprintln!("ulaunch: union daemon: {message}");
+                        console::complain(&format!("union daemon: {message}"));
                     }
                     1
                 }
             }
         }
         Err(error) => {
-            eprintln!("ulaunch: {error:#}");
+            console::complain(&error::message(&error));
             1
         }
     }

@@ -8,6 +8,7 @@ use crate::state::{self, Record, Status, Store};
 use crate::step::dev;
 use crate::sync::{Channel, Go};
 use crate::sys::{self, ChildProcess, Cloned};
+use crate::terminal::Saved;
 use anyhow::Result;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::AsFd;
@@ -30,9 +31,11 @@ impl Guard {
     /// It must be started before the launcher locks the record as alive, or the guard would hold
     /// the lock as well.
     pub fn start(store: &Store, record: &Record) -> Result<Option<Self>> {
-        if record.cgroups.is_empty() && !record.spec.remove {
+        if record.cgroups.is_empty() && !record.spec.remove && !record.spec.tty {
             return Ok(None);
         }
+        // Before the launcher changes it.
+        let terminal = record.spec.tty.then(Saved::of_stdin).flatten();
         let (ours, theirs) = Channel::pair()?;
         match sys::clone_process(0).explain(|| "starting the launcher's guard".into())? {
             Cloned::Parent(process) => Ok(Some(Self {
@@ -41,7 +44,7 @@ impl Guard {
             })),
             Cloned::Child => {
                 drop(ours);
-                watch(store, &record.id, &theirs);
+                watch(store, &record.id, &theirs, terminal.as_ref());
                 sys::exit_now(0)
             }
         }
@@ -55,15 +58,17 @@ impl Guard {
     }
 }
 
-fn watch(store: &Store, id: &str, launcher: &Channel) {
+fn watch(store: &Store, id: &str, launcher: &Channel, terminal: Option<&Saved>) {
     // Not killed along with the launcher by its terminal, and nobody's reason to wait.
     let _ = rustix::process::setsid();
     let _ = sys::block_signals();
     let _ = dev::null_stdio();
-    if let Ok(None) = launcher.receive::<Go>()
-        && let Ok(record) = store.load(id)
-    {
-        let _ = settle(store, record);
+    if let Ok(None) = launcher.receive::<Go>() {
+        terminal.into_iter().for_each(Saved::restore);
+        let _ = match store.load(id) {
+            Ok(record) => settle(store, record).map(drop),
+            Err(_) => store.sweep(),
+        };
     }
 }
 
@@ -101,6 +106,7 @@ pub fn settle(store: &Store, mut record: Record) -> Result<Option<Record>> {
         manage::remove_files(store, &record)?;
         return Ok(None);
     }
-    store.save(&record)?;
+    // If that cannot be written now (ENOSPC), the next command comes to the same end.
+    let _ = store.save(&record);
     Ok(Some(record))
 }

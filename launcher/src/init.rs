@@ -1,6 +1,8 @@
 //! PID 1 of a container: makes its filesystem, starts the command, reaps what is left over, passes
 //! signals on, and ends with the command.
 
+use crate::console;
+use crate::error;
 use crate::plan::InitPlan;
 use crate::selfexe;
 use crate::step::{Context as Steps, caps, dev, payload::Refusal};
@@ -21,7 +23,7 @@ pub fn main(args: &[OsString]) -> ! {
     let mut fds = match sys::adopt_all(args) {
         Ok(fds) if fds.len() >= 3 => fds.into_iter(),
         _ => {
-            eprintln!("ulaunch: init is started by ulaunch only");
+            console::complain("init is started by ulaunch only");
             sys::exit_now(125)
         }
     };
@@ -39,7 +41,7 @@ pub fn main(args: &[OsString]) -> ! {
 pub fn report_failure(channel: &Channel, error: &anyhow::Error) {
     let _ = channel.send(&InitReport::Failed {
         code: 125,
-        message: format!("{error:#}"),
+        message: error::message(error),
     });
 }
 
@@ -51,6 +53,8 @@ fn die_with_launcher() -> Result<()> {
 
 fn run(channel: &Channel, plan: OwnedFd, slots: Vec<Option<OwnedFd>>) -> Result<()> {
     let signals = sys::block_signals().context("blocking signals")?;
+    // Signals of the caller's terminal reach the command once: through the launcher.
+    let _ = rustix::process::setsid();
     die_with_launcher()?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     // Ids are mapped and cgroups joined when this arrives; if the launcher is gone, so are we.
@@ -58,6 +62,8 @@ fn run(channel: &Channel, plan: OwnedFd, slots: Vec<Option<OwnedFd>>) -> Result<
         sys::exit_now(125);
     }
     let plan: InitPlan = selfexe::read_value(plan)?;
+    // The host's: a volume may hide the container's own, and what runs in there could change it.
+    let null = dev::open_null()?;
     let mut steps = Steps {
         slots,
         ..Steps::default()
@@ -80,7 +86,8 @@ fn run(channel: &Channel, plan: OwnedFd, slots: Vec<Option<OwnedFd>>) -> Result<
     drop(steps);
     let command = start(&plan, slave.as_ref(), channel)?;
     drop(slave);
-    dev::null_stdio()?;
+    dev::use_as_stdio(&null)?;
+    drop(null);
     give_up_privileges()?;
     serve(channel, &signals, command)
 }

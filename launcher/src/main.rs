@@ -3,6 +3,7 @@
 mod as_root;
 mod cgroup;
 mod cli;
+mod console;
 mod diff;
 mod error;
 mod fsd;
@@ -14,6 +15,7 @@ mod ostext;
 mod outer;
 mod parse;
 mod plan;
+mod remove;
 mod run;
 mod selfexe;
 mod spec;
@@ -42,9 +44,11 @@ fn main() -> std::process::ExitCode {
         Some(fsd::COMMAND) => return fsd::main(&args[2..]).into(),
         _ => {}
     }
+    // A caller that ignores it passes that on, and the ends of children would go unnoticed.
+    sys::default_signal(libc::SIGCHLD);
     let code = match Cli::try_parse_from(args) {
         Ok(cli) => dispatch(cli).unwrap_or_else(|error| {
-            eprintln!("ulaunch: {error:#}");
+            console::complain(&error::message(&error));
             LAUNCHER_ERROR
         }),
         Err(error)
@@ -53,16 +57,18 @@ fn main() -> std::process::ExitCode {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
             ) =>
         {
-            print!("{error}");
-            0
+            match console::print(error.to_string().trim_end()) {
+                Ok(()) => 0,
+                Err(_) => LAUNCHER_ERROR,
+            }
         }
         Err(error) => {
             let text = error.to_string();
             let line = text.lines().next().unwrap_or_default();
-            eprintln!(
-                "ulaunch: {}: see `ulaunch --help`",
+            console::complain(&format!(
+                "{}: see `ulaunch --help`",
                 line.trim_start_matches("error: ")
-            );
+            ));
             LAUNCHER_ERROR
         }
     };
@@ -70,6 +76,18 @@ fn main() -> std::process::ExitCode {
 }
 
 fn dispatch(cli: Cli) -> Result<u8> {
+    use rustix::process::{getegid, geteuid, getgid, getuid};
+    anyhow::ensure!(
+        geteuid() == getuid() && getegid() == getgid(),
+        "ulaunch must not be installed set-user-ID: remove the bit (chmod u-s,g-s)"
+    );
+    // What the launcher makes has the modes it names, whatever the caller's mask; and so begin the
+    // commands of containers.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    if !matches!(cli.command, Command::Run(_)) {
+        // A reader that wants no more ends the others quietly; `run` has to clean up.
+        sys::default_signal(libc::SIGPIPE);
+    }
     let store = state::Store::open(cli.root, cli.state)?;
     match cli.command {
         Command::Run(args) => run::run(&store, *args),

@@ -2,14 +2,17 @@
 
 use crate::as_root::as_container_root;
 use crate::cgroup::group;
+use crate::console::{self, plain};
 use crate::diff::{self, Lower};
 use crate::error::Explain;
 use crate::guard;
+use crate::remove;
 use crate::spec::Root;
 use crate::state::{Record, Status, Store};
 use crate::sys;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -24,6 +27,7 @@ fn is_running(store: &Store, record: &Record) -> bool {
 
 /// `ulaunch ps`
 pub fn ps(store: &Store, all: bool, json: bool) -> Result<u8> {
+    store.sweep()?;
     let mut shown = Vec::new();
     for record in store.all()? {
         let Some(record) = guard::settle(store, record)? else {
@@ -39,10 +43,13 @@ pub fn ps(store: &Store, all: bool, json: bool) -> Result<u8> {
             .iter()
             .map(|(r, running)| serde_json::json!({"id": r.id, "name": r.name, "running": running, "exit_code": r.exit_code, "created": r.created, "command": r.spec.command}))
             .collect();
-        println!("{}", serde_json::to_string(&list)?);
+        console::print(&serde_json::to_string(&list)?)?;
         return Ok(0);
     }
-    println!("{:<14}{:<18}{:<12}COMMAND", "ID", "NAME", "STATUS");
+    console::print(&format!(
+        "{:<14}{:<18}{:<12}COMMAND",
+        "ID", "NAME", "STATUS"
+    ))?;
     for (record, running) in shown {
         let status = match (running, record.exit_code) {
             (true, _) => "running".to_owned(),
@@ -55,19 +62,19 @@ pub fn ps(store: &Store, all: bool, json: bool) -> Result<u8> {
             .iter()
             .map(|word| word.to_string_lossy())
             .collect();
-        println!(
+        console::print(&format!(
             "{:<14}{:<18}{status:<12}{}",
             record.id,
             record.name,
-            command.join(" ")
-        );
+            plain(&command.join(" "))
+        ))?;
     }
     Ok(0)
 }
 
 /// `ulaunch inspect`
 pub fn inspect(store: &Store, name: &str) -> Result<u8> {
-    println!("{}", serde_json::to_string_pretty(&store.find(name)?)?);
+    console::print(&serde_json::to_string_pretty(&store.find(name)?)?)?;
     Ok(0)
 }
 
@@ -136,7 +143,7 @@ pub fn wait(store: &Store, name: &str) -> Result<u8> {
         std::thread::sleep(LOOK);
     }
     match store.load(&id).ok().and_then(|record| record.exit_code) {
-        Some(code) => println!("{code}"),
+        Some(code) => console::print(&code.to_string())?,
         None => bail!("{name}: ended without a record (removed, or its launcher was killed)"),
     }
     Ok(0)
@@ -158,6 +165,11 @@ pub fn kill(store: &Store, name: &str, signal: &str) -> Result<u8> {
     let number = signal_number(signal).with_context(|| {
         format!("--signal {signal}: unknown: use a name such as TERM, or a number")
     })?;
+    // From outside it would stop PID 1 alone, and the command would go on.
+    ensure!(
+        number != libc::SIGSTOP,
+        "--signal STOP: cannot be passed on to the command: use TSTP"
+    );
     let (_, init) = running_init(store, name)?;
     sys::pidfd_signal(init.as_fd(), number).explain(|| format!("signalling {name}"))?;
     Ok(0)
@@ -242,15 +254,17 @@ pub fn rm(store: &Store, names: &[String], force: bool) -> Result<u8> {
 pub fn remove_files(store: &Store, record: &Record) -> Result<()> {
     let dir = store.directory(&record.id);
     let what = || format!("removing {}", dir.display());
-    match std::fs::remove_dir_all(&dir) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => match &record.maps {
-            Some(maps) if !rustix::process::geteuid().is_root() => {
-                as_container_root(maps, || std::fs::remove_dir_all(&dir).explain(what))
-            }
-            _ => Err(error).explain(what),
+    let remove = || {
+        // The record goes last: whoever is killed here can be followed by another.
+        remove::tree(&store.layer(&record.id))?;
+        remove::tree(&store.nested(&record.id))?;
+        remove::tree(&dir)
+    };
+    match &record.maps {
+        Some(maps) if !rustix::process::geteuid().is_root() => match remove() {
+            Err(Errno::ACCESS | Errno::PERM) => as_container_root(maps, || remove().explain(what)),
+            result => result.explain(what),
         },
-        Err(error) => Err(error).explain(what),
+        _ => remove().explain(what),
     }
 }

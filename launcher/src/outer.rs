@@ -5,7 +5,7 @@
 //! The daemon stays behind in this mount namespace: pivot_root in the container's moves only what
 //! is in there, so the daemon never waits for its own mount.
 
-use crate::error::Explain;
+use crate::error::{self, Explain};
 use crate::fsd::{self, FsConfig};
 use crate::init;
 use crate::plan::{Plan, UsernsPlan};
@@ -40,7 +40,9 @@ impl Outer<'_> {
         let code = match self.try_run() {
             Ok(()) => 0,
             Err(error) => {
-                let _ = self.report.send(&OuterReport::Failed(format!("{error:#}")));
+                let _ = self
+                    .report
+                    .send(&OuterReport::Failed(error::message(&error)));
                 1
             }
         };
@@ -97,7 +99,7 @@ impl Outer<'_> {
             Cloned::Child => {
                 let fds = [theirs.as_fd(), device.as_fd(), file.as_fd()];
                 let error = selfexe::exec(self.program.as_fd(), fsd::COMMAND, &fds);
-                let _ = theirs.send(&DaemonReport::Failed(format!("{error:#}")));
+                let _ = theirs.send(&DaemonReport::Failed(error::message(&error)));
                 sys::exit_now(1)
             }
             Cloned::Parent(daemon) => {

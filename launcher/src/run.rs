@@ -2,7 +2,8 @@
 
 use crate::cgroup::group;
 use crate::cli::RunArgs;
-use crate::error::Explain;
+use crate::console;
+use crate::error::{self, Explain};
 use crate::fsd::FsConfig;
 use crate::guard::Guard;
 use crate::host::Facts;
@@ -17,8 +18,10 @@ use crate::sync::{Channel, Go, OuterReport};
 use crate::sys::{self, ChildProcess, Cloned};
 use crate::{manage, selfexe, terminal};
 use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
-use std::io::Write;
+use rustix::io::Errno;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 /// Where `ulaunch` inside a container keeps its layers.
@@ -55,7 +58,7 @@ pub fn run(store: &Store, args: RunArgs) -> Result<u8> {
         .map(OsText::from)
         .collect();
     for notice in &plan.notices {
-        eprintln!("ulaunch: notice: {notice}");
+        console::complain(&format!("notice: {notice}"));
     }
     if record.spec.detach {
         return detach(store, record, &plan);
@@ -90,7 +93,7 @@ fn detach(store: &Store, record: Record, plan: &Plan) -> Result<u8> {
             drop(ours);
             rustix::process::setsid().ok();
             let code = supervise(store, record, plan, Some(&theirs)).unwrap_or_else(|error| {
-                let _ = theirs.send(&Some(format!("{error:#}")));
+                let _ = theirs.send(&Some(error::message(&error)));
                 125
             });
             sys::exit_now(code.into())
@@ -99,7 +102,7 @@ fn detach(store: &Store, record: Record, plan: &Plan) -> Result<u8> {
             drop(theirs);
             match ours.receive::<Option<String>>()? {
                 Some(None) => {
-                    println!("{}", record.id);
+                    console::print(&record.id)?;
                     Ok(0)
                 }
                 Some(Some(message)) => bail!("{message}"),
@@ -132,17 +135,14 @@ fn supervise(
     started: Option<&Channel>,
 ) -> Result<u8> {
     let guard = Guard::start(store, &record)?;
-    // Locked before anybody can find it, or it would be taken for one whose launcher was killed.
-    let alive = store.lock_alive(&record.id)?;
-    let made = store
-        .create(&record, needs_layer(&record.spec.root))
-        .and_then(|()| started.map_or(Ok(()), |_| redirect_to_log(store, &record.id)));
-    let code = made.and_then(|()| {
+    let made = store.create(&record, needs_layer(&record.spec.root));
+    let code = made.and_then(|alive| {
         let outcome = supervise_with(store, &mut record, plan, started);
-        finish(store, record.clone(), outcome)
+        let code = finish(store, record.clone(), outcome);
+        store.forget_alive(&record.id);
+        drop(alive);
+        code
     });
-    store.forget_alive(&record.id);
-    drop(alive);
     if let Some(guard) = guard {
         guard.dismiss();
     }
@@ -158,7 +158,9 @@ fn supervise_with(
     started: Option<&Channel>,
 ) -> Result<Outcome> {
     record.supervisor = ProcessId::of(std::process::id() as i32);
-    let result = group::create(&plan.cgroup).and_then(|()| {
+    let logged = started.map_or(Ok(()), |_| redirect_to_log(store, &record.id));
+    let made = logged.and_then(|()| group::create(&plan.cgroup));
+    let result = made.and_then(|()| {
         let outcome = start(store, record, plan).and_then(|mut container| {
             container.on_started(started.map(|channel| {
                 move || {
@@ -167,15 +169,15 @@ fn supervise_with(
             }))
         });
         for left in group::remove(&group::directories(&plan.cgroup)) {
-            eprintln!(
-                "ulaunch: notice: {}: still busy: remove it later with rmdir",
+            console::complain(&format!(
+                "notice: {}: still busy: remove it later with rmdir",
                 left.display()
-            );
+            ));
         }
         outcome
     });
     if let (Err(error), Some(channel)) = (&result, started) {
-        let _ = channel.send(&Some(format!("{error:#}")));
+        let _ = channel.send(&Some(error::message(&error)));
     }
     result
 }
@@ -210,42 +212,45 @@ fn start(store: &Store, record: &mut Record, plan: &Plan) -> Result<Container> {
         }
     };
     drop((report_theirs, init_theirs));
+    let outer_pid = between.pid;
+    let mut family = Family(vec![between]);
     if let UsernsPlan::Outer(maps) = &plan.userns {
-        userns::write_maps(between.pid, maps)?;
+        userns::write_maps(outer_pid, maps)?;
     }
-    group::join(&plan.cgroup, between.pid, true)?;
+    group::join(&plan.cgroup, outer_pid, true)?;
     report.send(&Go)?;
     let mut daemon = None;
-    let init_process = loop {
-        let (message, mut fds) = report
-            .receive_with::<OuterReport>()?
-            .context("the container could not be made")?;
+    let init_pid = loop {
+        let (message, mut fds) = next_report(&report, &signals)?;
         match (message, fds.pop()) {
-            (OuterReport::Daemon(pid), Some(pidfd)) => daemon = Some(ChildProcess { pid, pidfd }),
-            (OuterReport::Init(pid), Some(pidfd)) => break ChildProcess { pid, pidfd },
-            (OuterReport::Failed(message), _) => {
-                reap(&between);
-                if let Some(daemon) = daemon {
-                    reap(&daemon);
-                }
-                bail!("{message}");
+            (OuterReport::Daemon(pid), Some(pidfd)) => {
+                daemon = Some(pid);
+                family.0.push(ChildProcess { pid, pidfd });
             }
+            (OuterReport::Init(pid), Some(pidfd)) => {
+                family.0.push(ChildProcess { pid, pidfd });
+                break pid;
+            }
+            (OuterReport::Failed(message), _) => bail!("{message}"),
             _ => bail!("a process of the container reported without its descriptor"),
         }
     };
-    reap(&between);
     if let UsernsPlan::Inner(maps) = &plan.userns {
-        userns::write_maps(init_process.pid, maps)?;
+        userns::write_maps(init_pid, maps)?;
     }
-    group::join(&plan.cgroup, init_process.pid, false)?;
-    record.init = ProcessId::of(init_process.pid);
-    record.daemon = daemon.as_ref().and_then(|d| ProcessId::of(d.pid));
-    record.status = Status::Running;
-    store.save(record)?;
+    group::join(&plan.cgroup, init_pid, false)?;
+    let mut running = record.clone();
+    running.init = ProcessId::of(init_pid);
+    running.daemon = daemon.and_then(ProcessId::of);
+    running.status = Status::Running;
+    store.save(&running)?;
+    *record = running;
     init.send(&Go)?;
+    let mut take = || family.0.pop();
+    let init_process = take().context("there is no init")?;
     Ok(Container {
         init: init_process,
-        daemon,
+        daemon: daemon.and_then(|_| take()),
         channel: init,
         signals,
         oom: plan.cgroup.oom_counter.clone(),
@@ -253,10 +258,46 @@ fn start(store: &Store, record: &mut Record, plan: &Plan) -> Result<Container> {
     })
 }
 
-/// Waits for a child and takes its status away.
-fn reap(child: &ChildProcess) {
-    let pid = rustix::process::Pid::from_raw(child.pid);
-    let _ = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty());
+/// What the process between says next, unless a signal asks the launcher to end.
+fn next_report(report: &Channel, signals: &OwnedFd) -> Result<(OuterReport, Vec<OwnedFd>)> {
+    let mut fds = [
+        PollFd::new(report, PollFlags::IN),
+        PollFd::new(signals, PollFlags::IN),
+    ];
+    loop {
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno).explain(|| "waiting for the container".into()),
+        }
+        if !fds[0].revents().is_empty() {
+            return report
+                .receive_with::<OuterReport>()?
+                .context("the container could not be made: a process of it was killed");
+        }
+        while let Some(signal) = sys::next_signal(signals).explain(|| "reading a signal".into())? {
+            let ends = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+            if ends.contains(&signal.number) {
+                bail!(
+                    "stopped by signal {} before the command ran (EINTR)",
+                    signal.number
+                );
+            }
+        }
+    }
+}
+
+/// Processes of a container that is being made: ended and reaped unless they were taken.
+struct Family(Vec<ChildProcess>);
+
+impl Drop for Family {
+    fn drop(&mut self) {
+        // The youngest first: init, then the daemon that serves it.
+        while let Some(child) = self.0.pop() {
+            let _ = sys::pidfd_signal(child.pidfd.as_fd(), libc::SIGKILL);
+            let pid = rustix::process::Pid::from_raw(child.pid);
+            let _ = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty());
+        }
+    }
 }
 
 /// The union of this container, its fresh layer prepared to look like the branch below it.
@@ -295,10 +336,10 @@ fn union_config(store: &Store, record: &Record, plan: &Plan) -> Result<Option<Fs
 fn finish(store: &Store, mut record: Record, outcome: Result<Outcome>) -> Result<u8> {
     let (code, reason, oom_kills) = match outcome {
         Ok(outcome) => (outcome.code, outcome.reason, outcome.oom_kills),
-        Err(error) => (125, Some(format!("{error:#}")), 0),
+        Err(error) => (125, Some(error::message(&error)), 0),
     };
     if let Some(reason) = &reason {
-        let _ = writeln!(std::io::stderr(), "ulaunch: {reason}");
+        console::complain(reason);
     }
     record.status = Status::Exited;
     record.finished = Some(state::now());
@@ -310,8 +351,9 @@ fn finish(store: &Store, mut record: Record, outcome: Result<Outcome>) -> Result
     record.cgroups.clear();
     if record.spec.remove || never_ran {
         manage::remove_files(store, &record)?;
-    } else {
-        store.save(&record)?;
+    } else if let Err(error) = store.save(&record) {
+        // The code is the command's all the same.
+        console::complain(&format!("notice: {error:#}"));
     }
     Ok(code)
 }

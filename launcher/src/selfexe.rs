@@ -5,7 +5,7 @@ use crate::error::Explain;
 use crate::sys;
 use anyhow::Result;
 use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::io::FdFlags;
+use rustix::io::{Errno, FdFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::ffi::CString;
@@ -22,8 +22,9 @@ const SEALS: SealFlags = SealFlags::SEAL
 pub fn sealed() -> Result<OwnedFd> {
     let what = || "copying ulaunch into memory".to_owned();
     let mut program = File::open("/proc/self/exe").explain(what)?;
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let mut copy = File::from(rustix::fs::memfd_create("ulaunch", flags).explain(what)?);
+    let memory = memory_file("ulaunch", MemfdFlags::EXEC)
+        .remedy(what, |_| "`sysctl vm.memfd_noexec=1` allows it")?;
+    let mut copy = File::from(memory);
     std::io::copy(&mut program, &mut copy).explain(what)?;
     rustix::fs::fcntl_add_seals(&copy, SEALS).explain(what)?;
     Ok(copy.into())
@@ -32,12 +33,22 @@ pub fn sealed() -> Result<OwnedFd> {
 /// A value as a sealed file, for the process that will be exec'ed.
 pub fn value_file<T: Serialize>(value: &T) -> Result<OwnedFd> {
     let what = || "handing a plan over".to_owned();
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let mut file = File::from(rustix::fs::memfd_create("ulaunch-plan", flags).explain(what)?);
+    let memory = memory_file("ulaunch-plan", MemfdFlags::NOEXEC_SEAL).explain(what)?;
+    let mut file = File::from(memory);
     file.write_all(&serde_json::to_vec(value)?).explain(what)?;
     file.rewind().explain(what)?;
     rustix::fs::fcntl_add_seals(&file, SEALS).explain(what)?;
     Ok(file.into())
+}
+
+/// A sealable file. `kind` says whether it is a program, which hosts with vm.memfd_noexec ask for
+/// and kernels before 6.3 do not know.
+fn memory_file(name: &str, kind: MemfdFlags) -> Result<OwnedFd, Errno> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    match rustix::fs::memfd_create(name, flags | kind) {
+        Err(Errno::INVAL) => rustix::fs::memfd_create(name, flags),
+        result => result,
+    }
 }
 
 /// Reads what [`value_file`] wrote.

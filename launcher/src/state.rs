@@ -192,8 +192,9 @@ impl Store {
         self.directory(id).join("nested")
     }
 
-    /// Makes the container's directory and record; its name must be free.
-    pub fn create(&self, record: &Record, layer: bool) -> Result<()> {
+    /// Makes the container's directory and record; its name must be free. The container counts as
+    /// alive until the descriptor returned (and its copies) are closed.
+    pub fn create(&self, record: &Record, layer: bool) -> Result<OwnedFd> {
         let _lock = self.lock_all()?;
         if record.name != record.id && self.all()?.iter().any(|other| other.name == record.name) {
             bail!(
@@ -201,6 +202,22 @@ impl Store {
                 record.name
             );
         }
+        // Locked before anybody can find it, or it would be taken for one whose launcher was killed.
+        let alive = lock(
+            &self.alive_path(&record.id),
+            FlockOperation::NonBlockingLockExclusive,
+        )?;
+        match self.make(record, layer) {
+            Ok(()) => Ok(alive),
+            Err(error) => {
+                let _ = crate::remove::tree(&self.directory(&record.id));
+                self.forget_alive(&record.id);
+                Err(error)
+            }
+        }
+    }
+
+    fn make(&self, record: &Record, layer: bool) -> Result<()> {
         private_directory(&self.directory(&record.id))?;
         if layer {
             let upper = self.layer(&record.id);
@@ -222,8 +239,35 @@ impl Store {
         let temporary = path.with_extension("new");
         let what = || format!("writing {}", path.display());
         let json = serde_json::to_vec(record)?;
-        std::fs::write(&temporary, json).explain(what)?;
-        std::fs::rename(&temporary, &path).explain(what)
+        let written =
+            std::fs::write(&temporary, json).and_then(|()| std::fs::rename(&temporary, &path));
+        if written.is_err() {
+            let _ = std::fs::remove_file(&temporary);
+        }
+        written.remedy(what, |errno| match errno {
+            Errno::NOSPC | Errno::DQUOT => "make room, or choose another place with --root",
+            _ => "",
+        })
+    }
+
+    /// Takes away what launchers left that were killed before or after there was a record.
+    pub fn sweep(&self) -> Result<()> {
+        // Directories and locks are only made under this lock.
+        let _lock = self.lock_all()?;
+        for (id, dir) in entries(&self.containers())? {
+            if dir.is_dir() && !dir.join("state.json").exists() && !self.is_alive(&id) {
+                let _ = crate::remove::tree(&dir);
+            }
+        }
+        for (name, _) in entries(&self.run)? {
+            if let Some(id) = name.strip_suffix(".lock")
+                && !self.directory(id).exists()
+                && !self.is_alive(id)
+            {
+                self.forget_alive(id);
+            }
+        }
+        Ok(())
     }
 
     /// The record of the container with this id.
@@ -243,11 +287,8 @@ impl Store {
     /// All records that can be read, oldest first.
     pub fn all(&self) -> Result<Vec<Record>> {
         let dir = self.containers();
-        let entries = std::fs::read_dir(&dir).explain(|| format!("reading {}", dir.display()))?;
-        let ids = entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().into_string().ok());
-        let mut records: Vec<Record> = ids.filter_map(|id| self.load(&id).ok()).collect();
+        let entries = entries(&dir)?.into_iter();
+        let mut records: Vec<Record> = entries.filter_map(|(id, _)| self.load(&id).ok()).collect();
         records.sort_by(|one, other| (one.created, &one.id).cmp(&(other.created, &other.id)));
         Ok(records)
     }
@@ -279,14 +320,6 @@ impl Store {
         lock(&path, FlockOperation::LockExclusive)
     }
 
-    /// Marks the container as alive until the descriptor (and its copies) are closed.
-    pub fn lock_alive(&self, id: &str) -> Result<OwnedFd> {
-        lock(
-            &self.alive_path(id),
-            FlockOperation::NonBlockingLockExclusive,
-        )
-    }
-
     /// Does the container's supervisor live?
     pub fn is_alive(&self, id: &str) -> bool {
         let path = self.alive_path(id);
@@ -298,7 +331,7 @@ impl Store {
         rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
     }
 
-    /// Takes the mark of [`Store::lock_alive`] away.
+    /// Takes the mark of a live container away.
     pub fn forget_alive(&self, id: &str) {
         let _ = std::fs::remove_file(self.alive_path(id));
     }
@@ -306,6 +339,16 @@ impl Store {
     fn alive_path(&self, id: &str) -> PathBuf {
         self.run.join(format!("{id}.lock"))
     }
+}
+
+/// Names (those that are UTF-8, as ids are) and paths in a directory.
+fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let list = std::fs::read_dir(dir).explain(|| format!("reading {}", dir.display()))?;
+    let named = list.flatten().filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        Some((name, entry.path()))
+    });
+    Ok(named.collect())
 }
 
 fn lock(path: &Path, operation: FlockOperation) -> Result<OwnedFd> {
@@ -369,7 +412,18 @@ fn default_run() -> Result<PathBuf> {
         match absolute_variable("XDG_RUNTIME_DIR").filter(|dir| dir.is_dir()) {
             Some(dir) => dir.join("ulaunch"),
             // A login without a session: a directory of one's own, whose owner is checked.
-            None => format!("/tmp/ulaunch-{}", rustix::process::geteuid().as_raw()).into(),
+            None => {
+                let dir = PathBuf::from(format!(
+                    "/tmp/ulaunch-{}",
+                    rustix::process::geteuid().as_raw()
+                ));
+                ensure!(
+                    !dir.is_symlink(),
+                    "{}: is a symbolic link, which anybody can make there: remove it, or use --state",
+                    dir.display()
+                );
+                dir
+            }
         },
     )
 }
@@ -421,10 +475,22 @@ mod tests {
     fn life_is_a_lock() {
         let (_dir, store) = store();
         assert!(!store.is_alive("x"));
-        let lock = store.lock_alive("x").unwrap();
+        let lock = store.create(&record("x", None), true).unwrap();
         assert!(store.is_alive("x"));
         drop(lock);
         assert!(!store.is_alive("x"));
+    }
+
+    #[test]
+    fn what_killed_launchers_left_is_swept_and_nothing_else() {
+        let (_dir, store) = store();
+        drop(store.create(&record("ended", None), true).unwrap());
+        let _alive = store.create(&record("lives", None), true).unwrap();
+        std::fs::create_dir_all(store.layer("half")).unwrap();
+        std::fs::write(store.alive_path("gone"), "").unwrap();
+        store.sweep().unwrap();
+        assert!(store.load("ended").is_ok() && store.is_alive("lives"));
+        assert!(!store.directory("half").exists() && !store.alive_path("gone").exists());
     }
 
     #[test]

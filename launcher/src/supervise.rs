@@ -3,6 +3,7 @@
 
 use crate::cgroup::group;
 use crate::cgroup::plan::OomCounter;
+use crate::console;
 use crate::error::Explain;
 use crate::sync::{Channel, Ending, InitReport};
 use crate::sys::{self, ChildProcess};
@@ -141,7 +142,9 @@ impl Container {
                     Some((InitReport::Failed { code, message }, _)) => {
                         return Ok(End::Refused(code, message));
                     }
-                    Some((InitReport::Notice(text), _)) => eprintln!("ulaunch: notice: {text}"),
+                    Some((InitReport::Notice(text), _)) => {
+                        console::complain(&format!("notice: {text}"));
+                    }
                     Some((InitReport::Terminal, mut fds)) => {
                         relay = fds.pop().map(Relay::start).transpose()?;
                     }
@@ -171,7 +174,13 @@ impl Container {
                 }
                 // Stops the launcher alone; the command has a session of its own.
                 libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU => {
-                    let _ = sys::kill(std::process::id() as i32, libc::SIGSTOP);
+                    let stop = || {
+                        let _ = sys::kill(std::process::id() as i32, libc::SIGSTOP);
+                    };
+                    match relay {
+                        Some(relay) => relay.pause(stop),
+                        None => stop(),
+                    }
                 }
                 number => {
                     let _ = sys::pidfd_signal(self.init.pidfd.as_fd(), number);

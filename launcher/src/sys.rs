@@ -338,6 +338,12 @@ pub fn reset_signals() {
     }
 }
 
+/// Gives a signal its default action.
+pub fn default_signal(number: libc::c_int) {
+    // SAFETY: SIG_DFL is no handler.
+    unsafe { libc::signal(number, libc::SIG_DFL) };
+}
+
 /// pidfd_send_signal(2) for any number, real-time signals included.
 pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
     // SAFETY: a null siginfo means "as kill(2)".

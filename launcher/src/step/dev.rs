@@ -4,7 +4,7 @@
 use super::{Context, mount};
 use crate::error::Explain;
 use anyhow::{Result, ensure};
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::mount::MountAttrFlags;
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
@@ -164,17 +164,25 @@ fn open_terminal(
     Ok((master, slave))
 }
 
-/// Replaces descriptors 0, 1 and 2 of this process by the container's /dev/null.
-pub fn null_stdio() -> Result<()> {
-    let what = || "opening /dev/null".to_owned();
-    let null = rustix::fs::openat(
-        CWD,
+/// Opens /dev/null.
+pub fn open_null() -> Result<OwnedFd> {
+    rustix::fs::open(
         "/dev/null",
-        OFlags::RDWR | OFlags::CLOEXEC,
+        OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY,
         Mode::empty(),
     )
-    .explain(what)?;
-    rustix::stdio::dup2_stdin(&null).explain(what)?;
-    rustix::stdio::dup2_stdout(&null).explain(what)?;
-    rustix::stdio::dup2_stderr(&null).explain(what)
+    .explain(|| "opening /dev/null".into())
+}
+
+/// Replaces descriptors 0, 1 and 2 of this process by copies of `file`.
+pub fn use_as_stdio(file: &OwnedFd) -> Result<()> {
+    let what = || "replacing the standard streams".to_owned();
+    rustix::stdio::dup2_stdin(file).explain(what)?;
+    rustix::stdio::dup2_stdout(file).explain(what)?;
+    rustix::stdio::dup2_stderr(file).explain(what)
+}
+
+/// Replaces descriptors 0, 1 and 2 of this process by /dev/null.
+pub fn null_stdio() -> Result<()> {
+    use_as_stdio(&open_null()?)
 }

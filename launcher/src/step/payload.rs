@@ -2,7 +2,7 @@
 
 use super::caps::{self, CapSet};
 use super::seccomp;
-use crate::error::{Explain, describe};
+use crate::error::{self, Explain, describe};
 use crate::ostext::OsText;
 use crate::parse;
 use crate::spec::Ulimit;
@@ -59,7 +59,7 @@ impl Refusal {
 
 impl From<anyhow::Error> for Refusal {
     fn from(error: anyhow::Error) -> Self {
-        Self::new(125, format!("{error:#}"))
+        Self::new(125, error::message(&error))
     }
 }
 
@@ -166,7 +166,7 @@ impl Payload {
         let (Ok(argv), Some(program)) = (argv, self.command.first()) else {
             return Refusal::new(127, "the command holds a NUL byte".into());
         };
-        let shown = program.to_string_lossy();
+        let shown = error::shorten(program.to_string_lossy().into_owned());
         let mut seen = Errno::NOENT;
         for candidate in candidates(program, env) {
             let Ok(path) = sys::c_string(&candidate) else {
