@@ -177,7 +177,7 @@ fn supervise_with(
         outcome
     });
     if let (Err(error), Some(channel)) = (&result, started) {
-        let _ = channel.send(&Some(error::message(&error)));
+        let _ = channel.send(&Some(error::message(error)));
     }
     result
 }
