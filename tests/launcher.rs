@@ -714,6 +714,67 @@ fn a_container_in_a_container() {
     assert_eq!(code(&output), 0, "{}", text(&output));
     assert!(out(&output).contains("inner 2\nx\n"), "{}", text(&output));
     assert!(!Path::new("/etc/inner").exists());
+    // Root of the host, capabilities or not, owns its settings.
+    let nest = ["run", "--rm", "--nest", "--branch", "/=ro", &bin];
+    let settings = "test -w /proc/sys/kernel/core_pattern || test -w /proc/sysrq-trigger";
+    let output = world.ulaunch(&[&nest[..], &["sh", "-c", settings]].concat());
+    assert_eq!(code(&output), 1, "{}", text(&output));
+    // With ids of its own it does not, and gets a /proc of its own.
+    let mapped = [&nest[..], &["--uidmap", "0:200000:65536"]].concat();
+    let output = world.ulaunch(&[&mapped[..], &["sh", "-c", settings]].concat());
+    assert_eq!(code(&output), 1, "{}", text(&output));
+    let inner = "/mnt/bin/ulaunch run --rm --branch /=ro -- sh -c 'ls -d /proc/[0-9]* | wc -l'";
+    let output = world.ulaunch(&[&mapped[..], &["sh", "-c", inner]].concat());
+    assert!(
+        out(&output).trim().len() == 1 && code(&output) == 0,
+        "{}",
+        text(&output)
+    );
+    world.assert_empty();
+}
+
+#[test]
+fn what_the_caller_is_like_changes_nothing() {
+    let Some(world) = World::new() else { return };
+    let run = |around: &str, inner: &str| {
+        let dir = world.dir.path().display();
+        let script = format!(
+            "{around} {ULAUNCH} --root {dir}/store --state {dir}/state run --rm {} -- sh -c '{inner}'",
+            world.branch()
+        );
+        let mut command = Command::new("timeout");
+        command.args(["-k", "5", "20", "sh", "-c", &script]);
+        command.stdin(Stdio::null()).output().unwrap()
+    };
+    for (around, inner, expected) in [
+        ("trap \"\" CHLD; exec", "true; exit 3", 3),
+        ("umask 077; exec", "exit $(umask)", 22),
+        ("exec >&- 2>&-; exec", "echo x", 0),
+        // Deeper than there are descriptors, and not to be entered.
+        (
+            "ulimit -n 100; exec",
+            "for i in $(seq 300); do mkdir d; cd d; done; chmod 0 .",
+            0,
+        ),
+    ] {
+        let output = run(around, inner);
+        assert_eq!(code(&output), expected, "{around}: {}", text(&output));
+    }
+    // Nobody reads the terminal any more: the command is hung up.
+    let dir = world.dir.path().display();
+    let script = format!(
+        "{ULAUNCH} --root {dir}/store --state {dir}/state run --rm -t {} -- yes | head -n 1",
+        world.branch()
+    );
+    let mut command = Command::new("timeout");
+    command.args(["-k", "5", "20", "sh", "-c", &script]);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    assert_eq!(code(&output), 0, "{}", text(&output));
+    // Messages stay one line, whatever is in them.
+    let long = format!("/a\nb\x1b[31m{}", "x".repeat(40_000));
+    let output = world.ulaunch(&["run", "--rm", "--rootfs", &long, "true"]);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(message.lines().count() == 1 && !message.contains('\x1b') && message.len() < 4096);
     world.assert_empty();
 }
 

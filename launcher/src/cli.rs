@@ -187,7 +187,7 @@ pub struct RunArgs {
     /// All capabilities, no system call filter, nothing masked
     #[arg(long)]
     privileged: bool,
-    /// Allow another container inside: /dev/fuse, unmasked /proc, namespaces
+    /// Allow another container inside: /dev/fuse, namespaces, /proc unmasked where ids are not the host's
     #[arg(long)]
     nest: bool,
     /// Resource limit of each process
@@ -306,7 +306,7 @@ impl RunArgs {
             seccomp_unconfined: self.privileged,
             ..Security::default()
         };
-        if self.privileged || self.nest {
+        if self.privileged {
             security.unmask = Unmask::All;
         }
         for option in &self.security_opt {

@@ -154,7 +154,7 @@ pub fn start(plan: &Plan) -> Result<Cloned> {
     let started = sys::clone_process(flags(plan)).remedy(
         || "making a user namespace".into(),
         |errno| match errno {
-            rustix::io::Errno::PERM => "the host forbids it: sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns=0",
+            rustix::io::Errno::PERM => "in a container, start that with --nest; else the host forbids it: sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns=0",
             rustix::io::Errno::NOSPC | rustix::io::Errno::USERS => "raise sysctl user.max_user_namespaces",
             rustix::io::Errno::INVAL => "the kernel was built without user namespaces",
             _ => "",

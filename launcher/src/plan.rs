@@ -145,7 +145,10 @@ impl Plan {
         let hostname = spec.hostname.clone().unwrap_or_else(|| id.to_owned());
         let payload = payload(spec, &hostname, &userns, caller);
         let steps = steps(spec, hostname, &userns, &cgroup, facts, caller);
-        let notices = cgroup.notices.clone();
+        let mut notices = cgroup.notices.clone();
+        if spec.security.nest && !spec.security.privileged && holds_host_root(&userns, facts) {
+            notices.push("--nest: root inside is root of the host, so /proc stays masked, and containers inside share it: give --uidmap 0:100000:65536, or root a range in /etc/subuid and /etc/subgid".into());
+        }
         Ok(Self {
             userns,
             namespaces,
@@ -337,7 +340,7 @@ fn steps(
         slot: at + 1,
         target: volume.target.clone(),
     }));
-    let (masked, read_only) = masks(&spec.security);
+    let (masked, read_only) = masks(&spec.security, nest && !holds_host_root(userns, facts));
     if !masked.is_empty() {
         steps.push(Step::Mask(masked));
     }
@@ -373,9 +376,22 @@ fn cgroup_mounts(cgroup: &CgroupPlan, facts: &Facts, writable: bool) -> Option<S
     })
 }
 
-fn masks(security: &Security) -> (Vec<OsText>, Vec<OsText>) {
+/// Can a process of the container have the id 0 of the host? It owns /proc/sys and the like, even
+/// without any capability: a file name written to kernel.core_pattern runs outside.
+fn holds_host_root(userns: &UsernsPlan, facts: &Facts) -> bool {
+    let whole = |own: &[IdMapping]| matches!(own, [one] if one.count == u32::MAX);
+    let maps_root = |maps: &Maps| {
+        let mut ranges = maps.uids.iter().chain(&maps.gids);
+        ranges.any(|range| range.outside == 0)
+    };
+    whole(&facts.own_uids) && userns.maps().is_none_or(maps_root)
+}
+
+/// What is hidden and what is read-only; nothing of the usual with `open`.
+fn masks(security: &Security, open: bool) -> (Vec<OsText>, Vec<OsText>) {
     let kept = |list: &[&str]| -> Vec<OsText> {
         match &security.unmask {
+            _ if open => Vec::new(),
             Unmask::All => Vec::new(),
             Unmask::Paths(not) => list
                 .iter()

@@ -221,6 +221,30 @@ fn privileges_lift_masks_and_filters() {
 }
 
 #[test]
+fn only_ids_that_are_not_the_hosts_root_see_all_of_proc() {
+    let covered = |userns: Userns, facts: &Facts| {
+        let mut spec = spec();
+        spec.security.nest = true;
+        spec.userns = userns;
+        let steps = plan(&spec, facts).unwrap().init.steps;
+        steps.iter().any(|step| matches!(step, Step::ReadOnly(_)))
+    };
+    let to = |outside| {
+        let map = vec![IdMapping {
+            inside: 0,
+            outside,
+            count: 65_536,
+        }];
+        Userns::Map {
+            uids: map.clone(),
+            gids: map,
+        }
+    };
+    assert!(covered(Userns::Host, &root()) && covered(to(0), &root()));
+    assert!(!covered(to(100_000), &root()) && !covered(Userns::Auto, &user()));
+}
+
+#[test]
 fn terminals_need_group_five() {
     let dev = |facts: &Facts| {
         let plan = plan(

@@ -10,7 +10,7 @@ use crate::host::Facts;
 use crate::ostext::OsText;
 use crate::outer::{self, Outer};
 use crate::plan::{Caller, Plan, UsernsPlan};
-use crate::spec::{Limits, Root, Volume};
+use crate::spec::{IdMapping, Limits, Root, Volume};
 use crate::state::{self, ProcessId, Record, Status, Store};
 use crate::step::{dev, userns};
 use crate::supervise::{Container, Outcome};
@@ -22,10 +22,10 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 
-/// Where `ulaunch` inside a container keeps its layers.
-const NESTED_DATA: &str = "/var/lib/ulaunch";
+/// Where `ulaunch` inside a container keeps its layers, and its locks.
+const NESTED: [(&str, &str); 2] = [("data", "/var/lib/ulaunch"), ("run", "/run/ulaunch")];
 
 /// Runs a container; returns the exit code for the user.
 pub fn run(store: &Store, args: RunArgs) -> Result<u8> {
@@ -41,12 +41,13 @@ pub fn run(store: &Store, args: RunArgs) -> Result<u8> {
     };
     if spec.security.nest {
         // A union refuses the names that another one on top of it needs for its bookkeeping, so
-        // containers inside keep their layers in a directory that is none.
-        spec.volumes.push(Volume {
-            source: store.nested(&id).into(),
-            target: NESTED_DATA.into(),
+        // containers inside keep their layers in a directory that is none. The host's own of these
+        // names, seen through a union over /, are not for them.
+        spec.volumes.extend(NESTED.map(|(name, target)| Volume {
+            source: store.nested(&id).join(name).into(),
+            target: target.into(),
             read_only: false,
-        });
+        }));
     }
     let plan = Plan::new(&id, &spec, &facts, &caller)?;
     let fresh_layer = needs_layer(&spec.root);
@@ -115,6 +116,28 @@ fn detach(store: &Store, record: Record, plan: &Plan) -> Result<u8> {
     }
 }
 
+/// Directories for containers inside, which belong to the container's root.
+fn prepare_nested(store: &Store, record: &Record) -> Result<()> {
+    if !record.spec.security.nest {
+        return Ok(());
+    }
+    let root = |map: &[IdMapping]| {
+        map.iter()
+            .find(|range| range.inside == 0)
+            .map(|r| r.outside)
+    };
+    for (name, _) in NESTED {
+        let dir = store.nested(&record.id).join(name);
+        let what = || format!("making {}", dir.display());
+        let mut builder = std::fs::DirBuilder::new();
+        builder.mode(0o700).create(&dir).explain(what)?;
+        if let (Some(maps), true) = (&record.maps, rustix::process::geteuid().is_root()) {
+            std::os::unix::fs::chown(&dir, root(&maps.uids), root(&maps.gids)).explain(what)?;
+        }
+    }
+    Ok(())
+}
+
 fn redirect_to_log(store: &Store, id: &str) -> Result<()> {
     let path = store.log(id);
     let flags =
@@ -158,8 +181,9 @@ fn supervise_with(
     started: Option<&Channel>,
 ) -> Result<Outcome> {
     record.supervisor = ProcessId::of(std::process::id() as i32);
-    let logged = started.map_or(Ok(()), |_| redirect_to_log(store, &record.id));
-    let made = logged.and_then(|()| group::create(&plan.cgroup));
+    let made = prepare_nested(store, record)
+        .and_then(|()| started.map_or(Ok(()), |_| redirect_to_log(store, &record.id)))
+        .and_then(|()| group::create(&plan.cgroup));
     let result = made.and_then(|()| {
         let outcome = start(store, record, plan).and_then(|mut container| {
             container.on_started(started.map(|channel| {

@@ -26,7 +26,7 @@ pub fn proc(context: &mut Context) -> Result<()> {
         // masks). Its copy at least works, with the numbers of the outer pid namespace.
         Err(Errno::PERM) => {
             context.notices.push(
-                "/proc is the outer container's, whose masks forbid a new one: start that with --nest".into(),
+                "/proc is the outer container's, whose masks forbid a new one: start that with --nest and a user namespace".into(),
             );
             mount::clone_host(Path::new("/proc"), true).explain(|| "copying /proc".into())?
         }
