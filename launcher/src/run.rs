@@ -299,8 +299,7 @@ fn next_report(report: &Channel, signals: &OwnedFd) -> Result<(OuterReport, Vec<
                 .context("the container could not be made: a process of it was killed");
         }
         while let Some(signal) = sys::next_signal(signals).explain(|| "reading a signal".into())? {
-            let ends = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
-            if ends.contains(&signal.number) {
+            if sys::ends_programs(signal.number) {
                 bail!(
                     "stopped by signal {} before the command ran (EINTR)",
                     signal.number

@@ -12,7 +12,7 @@ use anyhow::Result;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, waitpid};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Seconds that the union daemon has for ending after the container.
 const DAEMON_SECONDS: i64 = 5;
@@ -103,6 +103,7 @@ impl Container {
     fn wait(&mut self, started: Option<impl FnOnce()>) -> Result<End> {
         let mut started = started;
         let mut relay: Option<Relay> = None;
+        let mut hurry = false;
         loop {
             let mut fds: Vec<PollFd<'_>> = vec![
                 PollFd::new(&self.channel, PollFlags::IN),
@@ -111,12 +112,11 @@ impl Container {
             let daemon = self.daemon.as_ref().map(|d| d.pidfd.as_fd());
             fds.extend(daemon.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             let relay_at = fds.len();
-            let relayed: Vec<BorrowedFd<'_>> =
-                relay.as_ref().map(Relay::inputs).unwrap_or_default();
+            let relayed = relay.as_ref().map(Relay::waits).unwrap_or_default();
             fds.extend(
                 relayed
                     .iter()
-                    .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)),
+                    .map(|(fd, what)| PollFd::from_borrowed_fd(*fd, *what)),
             );
             match poll(&mut fds, None) {
                 Ok(_) | Err(Errno::INTR) => {}
@@ -125,7 +125,7 @@ impl Container {
             let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
             drop(fds);
             if ready[1] {
-                self.forward_signals(relay.as_ref())?;
+                hurry |= self.forward_signals(relay.as_ref())?;
             }
             if let Some(relay) = &mut relay {
                 relay.copy(&ready[relay_at..]);
@@ -135,7 +135,7 @@ impl Container {
                     None => return Ok(End::InitDied),
                     Some((InitReport::Exited(ending), _)) => {
                         if let Some(relay) = &mut relay {
-                            relay.drain();
+                            relay.drain(&self.signals, hurry);
                         }
                         return Ok(End::Command(ending));
                     }
@@ -160,8 +160,9 @@ impl Container {
         }
     }
 
-    /// Signals to the launcher are meant for the command.
-    fn forward_signals(&self, relay: Option<&Relay>) -> Result<()> {
+    /// Signals to the launcher are meant for the command. Tells whether one was to end it.
+    fn forward_signals(&self, relay: Option<&Relay>) -> Result<bool> {
+        let mut ends = false;
         while let Some(signal) =
             sys::next_signal(&self.signals).explain(|| "reading a signal".into())?
         {
@@ -183,11 +184,12 @@ impl Container {
                     }
                 }
                 number => {
+                    ends |= sys::ends_programs(number);
                     let _ = sys::pidfd_signal(self.init.pidfd.as_fd(), number);
                 }
             }
         }
-        Ok(())
+        Ok(ends)
     }
 
     /// The daemon ends by itself when the last mount of its union is gone. Tells whether it

@@ -338,6 +338,11 @@ pub fn reset_signals() {
     }
 }
 
+/// Is this one of the signals by which people and sessions end programs?
+pub fn ends_programs(number: i32) -> bool {
+    [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM].contains(&number)
+}
+
 /// Gives a signal its default action.
 pub fn default_signal(number: libc::c_int) {
     // SAFETY: SIG_DFL is no handler.

@@ -168,29 +168,26 @@ impl Payload {
         };
         let shown = error::shorten(program.to_string_lossy().into_owned());
         let mut seen = Errno::NOENT;
+        let mut found = false;
         for candidate in candidates(program, env) {
             let Ok(path) = sys::c_string(&candidate) else {
                 continue;
             };
             match sys::exec_path(&path, &argv, env) {
                 Errno::NOENT | Errno::NOTDIR if !Path::new(&candidate).exists() => {}
-                errno => seen = errno,
+                errno => (seen, found) = (errno, true),
             }
             if seen != Errno::NOENT && seen != Errno::ACCESS {
                 break;
             }
         }
         match seen {
-            Errno::NOENT
-                if program.as_bytes().contains(&b'/') && Path::new(&**program).exists() =>
-            {
-                Refusal::new(
-                    127,
-                    format!(
-                        "{shown}: its interpreter was not found (ENOENT): install it in the root filesystem"
-                    ),
-                )
-            }
+            Errno::NOENT if found => Refusal::new(
+                127,
+                format!(
+                    "{shown}: its interpreter was not found (ENOENT): install it in the root filesystem"
+                ),
+            ),
             Errno::NOENT | Errno::NOTDIR => Refusal::new(
                 127,
                 format!("{shown}: command not found in the container (ENOENT)"),
