@@ -719,6 +719,15 @@ fn a_container_in_a_container() {
     let settings = "test -w /proc/sys/kernel/core_pattern || test -w /proc/sysrq-trigger";
     let output = world.ulaunch(&[&nest[..], &["sh", "-c", settings]].concat());
     assert_eq!(code(&output), 1, "{}", text(&output));
+    // Its limits lie above the groups that it can change.
+    let limits = "echo max > /sys/fs/cgroup/pids/pids.max; for i in $(seq 40); do sleep 1 & done";
+    let limited = [&nest[..], &["--pids-limit", "20", "sh", "-c", limits]].concat();
+    let output = world.ulaunch(&limited);
+    assert!(
+        code(&output) != 0 && text(&output).to_lowercase().contains("fork"),
+        "{}",
+        text(&output)
+    );
     // With ids of its own it does not, and gets a /proc of its own.
     let mapped = [&nest[..], &["--uidmap", "0:200000:65536"]].concat();
     let output = world.ulaunch(&[&mapped[..], &["sh", "-c", settings]].concat());

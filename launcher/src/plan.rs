@@ -136,7 +136,10 @@ impl Plan {
             check_user(user)?;
         }
         let userns = userns(&spec.userns, facts)?;
-        let cgroup = cgroup::plan(id, &spec.limits, &facts.cgroups, spec.best_effort)?;
+        let mut cgroup = cgroup::plan(id, &spec.limits, &facts.cgroups, spec.best_effort)?;
+        if spec.security.nest || spec.security.privileged {
+            cgroup.delegate();
+        }
         let mut namespaces =
             libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
         if spec.network == Network::None {

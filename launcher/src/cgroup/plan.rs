@@ -71,6 +71,38 @@ struct Wanted {
     shared: bool,
 }
 
+impl CgroupPlan {
+    /// Moves the container into groups of its own below those with the limits. It may then change
+    /// the groups that it sees, and its limits are not among them.
+    pub fn delegate(&mut self) {
+        let holders = self.groups.iter_mut().filter(|group| group.payload);
+        let inner: Vec<Group> = holders
+            .map(|holder| {
+                holder.payload = false;
+                Group {
+                    dir: holder.dir.join("inner"),
+                    enable: Vec::new(),
+                    settings: Vec::new(),
+                    inherit_cpuset: holder.inherit_cpuset,
+                    daemon: false,
+                    payload: true,
+                }
+            })
+            .collect();
+        self.groups.extend(inner);
+        // v1 counts a kill where the process was, v2 in all groups above as well.
+        if let Some(counter) = &mut self.oom_counter
+            && let (Some(dir), Some(file)) = (
+                counter.file.path().parent(),
+                counter.file.path().file_name(),
+            )
+            && file == "memory.oom_control"
+        {
+            counter.file = dir.join("inner").join(file).into();
+        }
+    }
+}
+
 /// Decides on groups called `ulaunch-ID`.
 ///
 /// A limit without a usable controller is an error, with `best_effort` a notice.
@@ -308,6 +340,22 @@ mod tests {
             is_root: true,
             writable,
         }
+    }
+
+    #[test]
+    fn delegated_groups_hold_no_limits() {
+        let hosts = [v1(&["memory"], true), v2(&["pids", "cpu", "cpuset"])];
+        let mut plan = plan("x", &all(), &hosts, false).unwrap();
+        plan.delegate();
+        let inner: Vec<_> = plan.groups.iter().filter(|group| group.payload).collect();
+        assert_eq!(inner.len(), 2);
+        assert!(
+            inner
+                .iter()
+                .all(|group| group.settings.is_empty() && group.dir.ends_with("inner"))
+        );
+        let counter = plan.oom_counter.unwrap();
+        assert!(counter.file.path().ends_with("inner/memory.oom_control"));
     }
 
     fn v2(controllers: &[&str]) -> Hierarchy {
