@@ -3,6 +3,7 @@
 //! Knows one branch and nothing of the others. All access is by a directory descriptor and one
 //! component; the path is kept only to be shown.
 
+mod dirren;
 mod marks;
 pub mod open;
 pub mod store;

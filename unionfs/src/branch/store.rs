@@ -209,7 +209,7 @@ impl Store {
         create_mark(&base_dir, BASE)?;
         let plinks = make_dir(meta, PLINK_DIR, 0o700)?;
         make_dir(meta, ORPHAN_DIR, 0o700)?;
-        let redirects = make_dir(&dir, b"dirren", 0o700)?;
+        let redirects = make_dir(&dir, super::dirren::DIR_NAME, 0o700)?;
         let (tmp, trash) = (
             make_dir(&dir, b"tmp", 0o700)?,
             make_dir(&dir, b"trash", 0o700)?,
@@ -287,50 +287,27 @@ impl Store {
         })
     }
 
-    /// The recorded redirects: inode, birth time, path (see `union::redirect`).
-    pub fn redirects(&self) -> Result<Vec<(u64, Timestamp, Vec<u8>)>> {
-        let mut found = Vec::new();
-        for entry in Dir::read_from(&self.redirects)? {
-            let entry = entry?;
-            let Some(real) = entry.file_name().to_str().ok().and_then(|n| n.parse().ok()) else {
-                continue;
-            };
-            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            let file = openat(&self.redirects, entry.file_name(), flags, Mode::empty())?;
-            let mut raw = vec![0; 64 << 10];
-            let len = crate::sys::copy::read_full(&file, &mut raw, 0)?;
-            if let Some((btime, path)) = decode_redirect(&raw[..len]) {
-                found.push((real, btime, path));
-            }
-        }
-        Ok(found)
+    /// The directory of the recorded redirects.
+    pub(super) fn redirects(&self) -> &OwnedFd {
+        &self.redirects
     }
 
-    /// Records a redirect durably, replacing an older one of the same directory.
-    pub fn write_redirect(&self, real: u64, btime: Timestamp, path: &[u8]) -> Result<()> {
+    /// Writes a small file of the bookkeeping whole, in place of an older one of this name.
+    pub(super) fn write_record(
+        &self,
+        dir: &OwnedFd,
+        name: &[u8],
+        raw: &[u8],
+        durable: bool,
+    ) -> Result<()> {
         let temp = self.temp_name();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file = openat(&self.tmp, &*temp, flags, Mode::from_bits_truncate(0o600))?;
-        let mut raw = format!("{}.{}\n", btime.sec, btime.nsec).into_bytes();
-        raw.extend_from_slice(path);
-        crate::sys::copy::write_all(&file, &raw, 0)?;
-        rustix::fs::fdatasync(&file)?;
-        rustix::fs::renameat(
-            &self.tmp,
-            &*temp,
-            &self.redirects,
-            real.to_string().as_bytes(),
-        )
-    }
-
-    /// Forgets a redirect.
-    pub fn remove_redirect(&self, real: u64) {
-        // A leftover is harmless: the birth time tells it from a later directory.
-        let _ = rustix::fs::unlinkat(
-            &self.redirects,
-            real.to_string().as_bytes(),
-            AtFlags::empty(),
-        );
+        crate::sys::copy::write_all(&file, raw, 0)?;
+        if durable {
+            rustix::fs::fdatasync(&file)?;
+        }
+        rustix::fs::renameat(&self.tmp, &*temp, dir, name)
     }
 
     /// Makes the log durable.
@@ -397,16 +374,6 @@ fn open_log(dir: &OwnedFd) -> Result<(std::fs::File, Recovered)> {
     rustix::fs::fdatasync(&new)?;
     rustix::fs::renameat(dir, c"log.new", dir, c"log")?;
     Ok((new.into(), recovered))
-}
-
-fn decode_redirect(raw: &[u8]) -> Option<(Timestamp, Vec<u8>)> {
-    let end = raw.iter().position(|b| *b == b'\n')?;
-    let (sec, nsec) = std::str::from_utf8(&raw[..end]).ok()?.split_once('.')?;
-    let btime = Timestamp {
-        sec: sec.parse().ok()?,
-        nsec: nsec.parse().ok()?,
-    };
-    Some((btime, raw[end + 1..].to_vec()))
 }
 
 /// `<node>.<branch inode>` names that are what they say.

@@ -1,11 +1,12 @@
 //! All live nodes by number, with the kernel's reference counts.
 
 use super::Node;
-use crate::types::{Kind, NodeId};
+use crate::types::NodeId;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use parking_lot::Mutex;
-use rustc_hash::FxBuildHasher;
+use rustc_hash::{FxBuildHasher, FxHashSet};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -13,10 +14,34 @@ use std::sync::atomic::Ordering;
 #[derive(Debug)]
 pub struct NodeTable {
     nodes: DashMap<NodeId, Arc<Node>, FxBuildHasher>,
-    /// Nodes that somebody was using when their last reference was taken away: tried again by the
-    /// next call. A leaf lock.
-    lingering: Mutex<Vec<NodeId>>,
+    /// A leaf lock.
+    lingering: Mutex<Lingering>,
 }
+
+/// Nodes that somebody was using (or, directories, that still had children) when their last
+/// reference was taken away: the next calls try again, a few each.
+#[derive(Debug, Default)]
+struct Lingering {
+    queue: VecDeque<NodeId>,
+    queued: FxHashSet<NodeId>,
+}
+
+impl Lingering {
+    fn push(&mut self, id: NodeId) {
+        if self.queued.insert(id) {
+            self.queue.push_back(id);
+        }
+    }
+
+    fn pop(&mut self) -> Option<NodeId> {
+        let id = self.queue.pop_front()?;
+        self.queued.remove(&id);
+        Some(id)
+    }
+}
+
+/// Lingering nodes tried by each call.
+const TRIED_AGAIN: usize = 4;
 
 impl NodeTable {
     /// A table that holds only the root, which is never forgotten.
@@ -61,12 +86,26 @@ impl NodeTable {
     /// Takes `count` references away. Returns the nodes that died of it: the node itself, and
     /// ancestors that only it kept.
     pub fn forget(&self, id: NodeId, count: u64) -> Vec<Arc<Node>> {
-        let lingering = std::mem::take(&mut *self.lingering.lock());
         let mut dead = self.forget_one(id, count);
-        for id in lingering {
+        self.reap(TRIED_AGAIN, &mut dead);
+        dead
+    }
+
+    /// Tries all nodes again that could not go when they were forgotten. Returns those that died.
+    pub fn reap_all(&self) -> Vec<Arc<Node>> {
+        let mut dead = Vec::new();
+        let waiting = self.lingering.lock().queue.len();
+        self.reap(waiting, &mut dead);
+        dead
+    }
+
+    fn reap(&self, most: usize, dead: &mut Vec<Arc<Node>>) {
+        for _ in 0..most {
+            let Some(id) = self.lingering.lock().pop() else {
+                break;
+            };
             dead.extend(self.forget_one(id, 0));
         }
-        dead
     }
 
     fn forget_one(&self, id: NodeId, count: u64) -> Vec<Arc<Node>> {
@@ -86,8 +125,7 @@ impl NodeTable {
                 let left = before.unwrap_or(0).saturating_sub(count);
                 // Children hold their parent: a directory that still has one stays.
                 let alone = Arc::strong_count(node) == 1;
-                // Directories are asked again when their last child goes.
-                in_use = left == 0 && !alone && node.kind != Kind::Dir;
+                in_use = left == 0 && !alone;
                 left == 0 && alone
             });
             if in_use {
@@ -122,7 +160,7 @@ mod tests {
     use super::*;
     use crate::node::{Home, Layers, Place};
     use crate::sys::Name;
-    use crate::types::BranchId;
+    use crate::types::{BranchId, Kind};
 
     fn node(id: u64, parent: Option<&Arc<Node>>) -> Node {
         let home = Home {

@@ -8,10 +8,12 @@ pub mod copy;
 pub mod creds;
 pub mod loc;
 pub mod stat;
+pub mod unlock;
 pub mod xattr;
 
 pub use loc::Loc;
 pub use stat::RealStat;
+pub use unlock::Unlocked;
 
 /// A file name of a branch: at most 255 bytes, usually under 16, then without allocation.
 pub type Name = smallvec::SmallVec<[u8; 16]>;

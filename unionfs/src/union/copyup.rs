@@ -12,8 +12,8 @@ use crate::node::{Home, Layers, Node, Place, Present};
 use crate::policy::{self, Facts};
 use crate::spec::IgnoreXattr;
 use crate::sys::copy::copy_data;
-use crate::sys::stat::stat_fd;
-use crate::sys::{Loc, Name, RealStat, creds};
+use crate::sys::stat::{stat_at, stat_fd};
+use crate::sys::{Loc, Name, RealStat, Unlocked, creds};
 use crate::types::*;
 use parking_lot::{Condvar, Mutex};
 use rustc_hash::FxHashSet;
@@ -291,6 +291,7 @@ impl Union {
             drop(ns);
             return self.publish_unnamed(node, target, lower, copy);
         }
+        self.note_strangers(&parent, &mut ns);
         let dir = self.dir_fd_on(&parent, target.id)?;
         let before = stat_fd(&dir)?;
         self.remember_origin(node, target, copy)?;
@@ -305,7 +306,10 @@ impl Union {
             }
             self.add_plink(node, target, copy)?;
         }
-        if let Err(err) = rename_new(copy.store.tmp(), &copy.temp, &dir, &home.name) {
+        let placed = with_write_permission(&dir, || {
+            rename_new(copy.store.tmp(), &copy.temp, &dir, &home.name)
+        });
+        if let Err(err) = placed {
             self.inos.forget_real(target.dev, copy.stat.ino);
             if linked {
                 self.remove_plink(node, target, copy.stat.ino);
@@ -458,6 +462,7 @@ impl Union {
         let (source_branch, source) = self.place_locked(node)?;
         let stat = source.stat()?;
         let mut copy = self.build_copy(store, &branch, &source_branch, &source, &stat, None)?;
+        self.note_strangers(&parent, &mut above);
         let dir = self.dir_fd_on(&parent, target)?;
         let before = stat_fd(&dir)?;
         let is_top = self.is_above(target, home.branch);
@@ -469,7 +474,17 @@ impl Union {
         if hidden {
             branch.set_opaque(&fd)?;
         }
-        rustix::fs::renameat(store.tmp(), &*copy.temp, &dir, &*home.name)?;
+        let placed = with_write_permission(&dir, || {
+            rename_new(store.tmp(), &copy.temp, &dir, &home.name)
+        });
+        if let Err(err) = placed {
+            above.index = None;
+            return Err(if err == Errno::EXIST {
+                Errno::STALE
+            } else {
+                err
+            });
+        }
         copy.published = true;
         if !self.privileged {
             let placed = Loc::at(dir.clone(), &home.name);
@@ -552,9 +567,26 @@ fn parent_on(stack: &crate::stack::Stack, parent: &Node) -> SmallVec<[bool; 16]>
 /// A rename that replaces nothing, where the filesystem can do that.
 fn rename_new(from: &OwnedFd, old: &[u8], to: &OwnedFd, new: &[u8]) -> Result<()> {
     match rustix::fs::renameat_with(from, old, to, new, rustix::fs::RenameFlags::NOREPLACE) {
-        Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::renameat(from, old, to, new),
+        // A filesystem that cannot promise it: something put there in this very moment is lost.
+        Err(Errno::INVAL | Errno::NOSYS) => match stat_at(to, new) {
+            Ok(_) => Err(Errno::EXIST),
+            Err(Errno::NOENT) => rustix::fs::renameat(from, old, to, new),
+            Err(err) => Err(err),
+        },
         other => other,
     }
+}
+
+/// Runs `f`, which makes an entry in `dir`. A file may be changed in a directory that is
+/// write-protected, and a plain user's daemon cannot override that: it gives itself permission
+/// meanwhile.
+fn with_write_permission(dir: &Arc<OwnedFd>, f: impl Fn() -> Result<()>) -> Result<()> {
+    match f() {
+        Err(Errno::ACCESS) => {}
+        other => return other,
+    }
+    let _unlocked = Unlocked::directory(dir.clone())?;
+    f()
 }
 
 /// What a copy-up does to its parent directory is no change that users made: the times stay.

@@ -6,7 +6,7 @@ use crate::node::Node;
 use crate::sys::copy::{read_full, write_all};
 use crate::sys::stat::stat_fd;
 use crate::types::*;
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use std::sync::Arc;
 
@@ -17,7 +17,10 @@ impl Union {
     /// READ into `buf`; returns the bytes read (short only at the end of the file).
     pub fn read(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let node = self.node(node)?;
-        read_full(&*self.data_fd(&node)?, buf, offset)
+        match read_full(&*self.data_fd(&node)?, buf, offset) {
+            Err(Errno::BADF) => read_full(&*self.reopened(&node, OFlags::RDONLY)?, buf, offset),
+            other => other,
+        }
     }
 
     /// WRITE. Copies up first if needed. `kill_priv`: the writer may not keep setuid, setgid and
@@ -28,7 +31,10 @@ impl Union {
         if kill_priv {
             drop_privileges(&fd)?;
         }
-        write_all(&*fd, data, offset)?;
+        match write_all(&*fd, data, offset) {
+            Err(Errno::BADF) => write_all(&*self.reopened(&node, OFlags::WRONLY)?, data, offset)?,
+            other => other?,
+        }
         Ok(data.len())
     }
 
@@ -54,8 +60,7 @@ impl Union {
         match rustix::fs::ftruncate(&*fd, size) {
             // The cached descriptor is readonly: the mode forbade writing when it was opened.
             Err(Errno::INVAL | Errno::BADF) if size <= i64::MAX as u64 => {
-                let fd = self.with_place(node, |_, loc| loc.open(OFlags::WRONLY))?;
-                rustix::fs::ftruncate(&fd, size)
+                rustix::fs::ftruncate(&*self.reopened(node, OFlags::WRONLY)?, size)
             }
             other => other,
         }
@@ -142,8 +147,9 @@ impl Union {
     }
 }
 
-/// What writing by somebody without CAP_FSETID does: clears setuid, setgid (if group-executable)
-/// and the file capabilities. Source: chmod(2), capabilities(7), `file_remove_privs` in Linux.
+/// What writing by somebody without CAP_FSETID does and the daemon's own write does not: clears
+/// setuid, and setgid if group-executable. (File capabilities go with every write, whoever writes:
+/// `cap_inode_need_killpriv` in Linux.) Source: chmod(2), `file_remove_privs` in Linux.
 fn drop_privileges(fd: &OwnedFd) -> Result<()> {
     let stat = stat_fd(fd)?;
     let mut mode = stat.mode & 0o7777;
@@ -154,8 +160,5 @@ fn drop_privileges(fd: &OwnedFd) -> Result<()> {
     if mode != stat.mode & 0o7777 {
         rustix::fs::fchmod(fd, rustix::fs::Mode::from_bits_truncate(mode))?;
     }
-    match rustix::fs::fremovexattr(fd.as_fd(), c"security.capability") {
-        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => Ok(()),
-        Err(err) => Err(err),
-    }
+    Ok(())
 }

@@ -308,11 +308,11 @@ impl Union {
             });
             let last = i + 1 == found.layers.len();
             if branch.honours_whiteouts() {
-                if let Some(path) = self.redirect_of(&branch, &fd, &stat)? {
+                if let Some(lower) = self.redirect_of(&branch, &fd, &stat)? {
                     // A directory that became opaque after it was renamed has given up its lower
                     // parts: the mark wins over an older redirect.
                     if !branch.is_opaque(&fd)? {
-                        layers.extend(self.layers_below(id, &path)?);
+                        layers.extend(self.redirected_layers(parent, id, &lower)?);
                     }
                     fds.push((id, fd));
                     break;

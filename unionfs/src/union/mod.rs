@@ -117,6 +117,9 @@ impl Union {
 
     /// Nodes alive: for statistics and leak tests.
     pub fn node_count(&self) -> usize {
+        for dead in self.nodes.reap_all() {
+            self.drop_caches_of(&dead);
+        }
         self.nodes.len()
     }
 

@@ -7,7 +7,7 @@ use crate::node::index::{BranchList, Found, Stamp};
 use crate::node::{Index, Namespace, Node, Present};
 use crate::spec::Udba;
 use crate::sys::stat::{stat_at, stat_fd};
-use crate::sys::{Loc, Name};
+use crate::sys::{Loc, Name, RealStat};
 use crate::types::{BranchId, Kind, NodeId};
 use crate::whiteout::{NameClass, classify};
 use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
@@ -41,12 +41,16 @@ impl Union {
         drop(guard);
         let mut guard = dir.ns.write();
         if self.must_load(node, &guard, need) {
-            self.load(node, &mut guard)?;
+            match self.load(node, &mut guard) {
+                Err(err) if need == Need::Names && may_not_list(err) => {}
+                other => other?,
+            }
         }
         Ok(RwLockWriteGuard::downgrade(guard))
     }
 
-    /// Locks a directory for changing its names. ENOENT if it was removed.
+    /// Locks a directory for changing its names; the index is loaded unless the daemon may not list
+    /// the directory. ENOENT if it was removed.
     pub(super) fn ns_write<'a>(
         &self,
         node: &'a Arc<Node>,
@@ -59,9 +63,38 @@ impl Union {
         // times are new, and a change made behind the union's back would go unnoticed for good.
         let check = matches!(self.options.udba, Udba::Reval(_)) && guard.index.is_some();
         if check || self.must_load(node, &guard, Need::Listing) {
-            self.load(node, &mut guard)?;
+            match self.load(node, &mut guard) {
+                Err(err) if may_not_list(err) => {}
+                other => other?,
+            }
         }
         Ok(guard)
+    }
+
+    /// Before a change by the union that needs no names: if there were changes behind its back,
+    /// they are found when the names are next checked, whatever [`Self::restamp`] is told.
+    pub(super) fn note_strangers(&self, node: &Arc<Node>, ns: &mut Namespace) {
+        if matches!(self.options.udba, Udba::Reval(_))
+            && let Some(index) = &mut ns.index
+            && !matches!(self.unchanged(node, index), Ok(true))
+        {
+            index.stamps.clear();
+        }
+    }
+
+    /// Is a directory whose names are locked empty? Where it may not be listed, `target` (if all of
+    /// it lies there) finds out by itself; else EACCES.
+    pub(super) fn is_empty(
+        &self,
+        node: &Arc<Node>,
+        ns: &Namespace,
+        target: BranchId,
+    ) -> Result<bool> {
+        match &ns.index {
+            Some(index) => Ok(index.is_empty()),
+            None if node.layers().iter().all(|l| l.branch == target) => Ok(true),
+            None => Err(Errno::ACCESS),
+        }
     }
 
     fn must_load(&self, node: &Node, ns: &Namespace, need: Need) -> bool {
@@ -201,31 +234,35 @@ impl Union {
         }
     }
 
-    /// Asks the one branch of a directory that lies on one branch.
+    /// Asks the branches: of a directory that lies on one, or that may not be listed.
     fn probe(&self, node: &Arc<Node>, name: &[u8]) -> Result<Found> {
         let layers = node.layers();
-        let Some(layer) = layers.first().filter(|l| !l.sealed) else {
-            return Ok(Found::Absent);
-        };
-        let branch = self.branch(layer.branch)?;
-        let stat = match stat_at(self.dir_fd(node, layer)?, name) {
-            Ok(stat) => stat,
-            Err(Errno::NOENT) => return Ok(Found::Absent),
-            Err(err) => return Err(err),
-        };
-        if stat.is_null_device() && branch.honours_whiteouts() && branch.device_hides(name) {
-            return Ok(Found::Whiteout);
+        let mut found = Found::Absent;
+        for layer in layers.iter().filter(|l| !l.sealed) {
+            let branch = self.branch(layer.branch)?;
+            let dir = self.dir_fd(node, layer)?;
+            let stat = match stat_at(&dir, name) {
+                Ok(stat) => Some(stat),
+                Err(Errno::NOENT) => None,
+                Err(err) => return Err(err),
+            };
+            let honours = branch.honours_whiteouts();
+            let device = honours
+                && branch.device_hides(name)
+                && stat.as_ref().is_some_and(|s| s.is_null_device());
+            let shown = stat.filter(|s| !device && !self.hidden.contains(&(s.dev, s.ino)));
+            if let Some(stat) = shown {
+                found = stacked(found, branch.id, &stat);
+            }
+            // On one branch a whiteout hides nothing.
+            if device || (layers.len() > 1 && honours && branch.has_whiteout(&dir, name)?) {
+                if found == Found::Absent {
+                    found = Found::Whiteout;
+                }
+                break;
+            }
         }
-        if self.hidden.contains(&(stat.dev, stat.ino)) {
-            return Ok(Found::Absent);
-        }
-        Ok(Found::Present(Present {
-            top: layer.branch,
-            kind: stat.kind(),
-            real: stat.ino,
-            below: false,
-            layers: BranchList::from_slice(&[layer.branch]),
-        }))
+        Ok(found)
     }
 
     /// Refuses names that no file of a union may have.
@@ -245,6 +282,31 @@ impl Union {
             return Err(Errno::INVAL);
         }
         Ok(())
+    }
+}
+
+/// May the daemon reach what is in a directory, but not list it? (A plain user's.)
+fn may_not_list(err: Errno) -> bool {
+    matches!(err, Errno::ACCESS | Errno::PERM)
+}
+
+/// What a name is, with one more instance of it below those that were found.
+fn stacked(above: Found, branch: BranchId, stat: &RealStat) -> Found {
+    match above {
+        Found::Present(mut top) => {
+            top.below = true;
+            if top.kind == Kind::Dir && stat.kind() == Kind::Dir {
+                top.layers.push(branch);
+            }
+            Found::Present(top)
+        }
+        Found::Absent | Found::Whiteout => Found::Present(Present {
+            top: branch,
+            kind: stat.kind(),
+            real: stat.ino,
+            below: false,
+            layers: BranchList::from_slice(&[branch]),
+        }),
     }
 }
 

@@ -128,7 +128,11 @@ impl Union {
             let fd = if branch.writable() {
                 match loc.open(OFlags::RDWR) {
                     Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::TXTBSY) => {
-                        loc.open(OFlags::RDONLY)
+                        match loc.open(OFlags::RDONLY) {
+                            // A plain user's daemon, and a file that can only be written.
+                            Err(Errno::ACCESS) => loc.open(OFlags::WRONLY),
+                            other => other,
+                        }
                     }
                     other => other,
                 }
@@ -137,6 +141,21 @@ impl Union {
             };
             let fd = Arc::new(fd?);
             // The key names the branch: after a copy-up nobody asks for this one any more.
+            self.data_fds.insert((node.id, branch.id), fd.clone());
+            Ok(fd)
+        })
+    }
+
+    /// The descriptor at hand cannot do what is asked: the mode forbade it when it was opened. One
+    /// that can at least do `access` (`O_RDONLY` or `O_WRONLY`).
+    pub(super) fn reopened(&self, node: &Arc<Node>, access: OFlags) -> Result<Arc<OwnedFd>> {
+        self.with_place(node, |branch, loc| {
+            let fd = if branch.writable() {
+                loc.open(OFlags::RDWR).or_else(|_| loc.open(access))
+            } else {
+                loc.open(access)
+            };
+            let fd = Arc::new(fd?);
             self.data_fds.insert((node.id, branch.id), fd.clone());
             Ok(fd)
         })

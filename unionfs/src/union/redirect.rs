@@ -10,16 +10,15 @@
 use super::Union;
 use crate::branch::Branch;
 use crate::errno::{Errno, Result};
-use crate::node::Layer;
+use crate::node::{Layer, Node};
 use crate::spec::Format;
-use crate::sys::loc::{open_beneath, open_subdir};
+use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::{RealStat, xattr};
 use crate::types::{BranchId, Kind, NodeId, Timestamp};
 use dashmap::DashMap;
 use rustc_hash::FxBuildHasher;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::OFlags;
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,6 +33,16 @@ struct Redirect {
     path: Arc<[u8]>,
 }
 
+/// Where the branches below keep the lower parts of a directory.
+#[derive(Clone, Debug)]
+pub(super) enum Lower {
+    /// At this path from the branch roots.
+    FromRoot(Arc<[u8]>),
+    /// In the directory's own parent, under this name: the kernel's overlayfs writes that for
+    /// renames within one directory.
+    Beside(Arc<[u8]>),
+}
+
 /// The recorded redirects of the branches in AUFS format. Shard locks are leaves.
 #[derive(Debug, Default)]
 pub(super) struct Redirects {
@@ -44,10 +53,21 @@ pub(super) struct Redirects {
 impl Redirects {
     /// Reads what a branch has recorded.
     pub(super) fn load(&self, branch: &Branch) -> Result<()> {
-        let Some(store) = &branch.store else {
+        if branch.format != Format::Aufs || !branch.honours_whiteouts() {
             return Ok(());
+        }
+        let recorded = match branch.redirects() {
+            // A plain user's mount on a branch that was somebody else's.
+            Err(err @ (Errno::ACCESS | Errno::PERM)) if branch.store.is_none() => {
+                log::warn!(
+                    "{}: cannot read which directories were renamed: {err}",
+                    branch.path.display()
+                );
+                return Ok(());
+            }
+            other => other?,
         };
-        for (real, btime, path) in store.redirects()? {
+        for (real, btime, path) in recorded {
             self.insert(
                 branch.id,
                 real,
@@ -84,16 +104,16 @@ impl Redirects {
 }
 
 impl Union {
-    /// The path under which the branches below `branch` keep the lower parts of this directory, if
-    /// that is not its own.
+    /// Where the branches below `branch` keep the lower parts of this directory, if that is not its
+    /// own path.
     pub(super) fn redirect_of(
         &self,
         branch: &Branch,
         fd: &OwnedFd,
         stat: &RealStat,
-    ) -> Result<Option<Arc<[u8]>>> {
+    ) -> Result<Option<Lower>> {
         match branch.format {
-            Format::Aufs => Ok(self.redirects.get(branch.id, stat)),
+            Format::Aufs => Ok(self.redirects.get(branch.id, stat).map(Lower::FromRoot)),
             Format::Overlay => overlay_redirect(fd),
         }
     }
@@ -135,33 +155,20 @@ impl Union {
         }
     }
 
-    /// The layers of the directory at `path` on the branches below `branch`, by the rules of the
+    /// The layers below `branch` of a directory of `parent` that has a redirect, by the rules of the
     /// merged view (restricted to those branches).
-    pub(super) fn layers_below(
+    pub(super) fn redirected_layers(
         &self,
+        parent: &Arc<Node>,
         branch: BranchId,
-        path: &[u8],
+        lower: &Lower,
     ) -> Result<SmallVec<[Layer; 2]>> {
-        let stack = self.stack();
-        let position = stack.position(branch);
-        let mut current: Vec<LowerDir> = Vec::new();
-        // The root's layers: what is below an opaque root is not part of the union.
-        for layer in self.dir_node(NodeId::ROOT)?.layers().iter() {
-            if let Some(below) = stack.get(layer.branch)
-                && stack.position(layer.branch) > position
-            {
-                current.push(LowerDir {
-                    branch: below.clone(),
-                    fd: below.root.clone(),
-                    path: Vec::new(),
-                });
-            }
-        }
-        for part in path.split(|b| *b == b'/').filter(|p| !p.is_empty()) {
-            current = self.step_down(&current, part)?;
-        }
+        let dirs = match lower {
+            Lower::FromRoot(path) => self.walk_from_root(branch, path)?,
+            Lower::Beside(name) => self.step_down(&self.dirs_below(parent, branch)?, name)?,
+        };
         let mut layers = SmallVec::new();
-        for dir in current {
+        for dir in dirs {
             let real = stat_fd(&dir.fd)?.ino;
             layers.push(Layer {
                 branch: dir.branch.id,
@@ -173,11 +180,38 @@ impl Union {
         Ok(layers)
     }
 
+    /// The layers of a directory below `branch`.
+    fn dirs_below(&self, node: &Arc<Node>, branch: BranchId) -> Result<Vec<LowerDir>> {
+        let stack = self.stack();
+        let position = stack.position(branch);
+        let mut dirs = Vec::new();
+        for layer in node.layers().iter().filter(|l| !l.sealed) {
+            if stack.position(layer.branch) > position {
+                dirs.push(LowerDir {
+                    branch: self.branch(layer.branch)?,
+                    fd: self.dir_fd(node, layer)?,
+                    path: self.layer_path(node, layer.branch)?,
+                });
+            }
+        }
+        Ok(dirs)
+    }
+
+    /// The directory at `path` on the branches below `branch`. (What is below an opaque root is no
+    /// part of the union.)
+    fn walk_from_root(&self, branch: BranchId, path: &[u8]) -> Result<Vec<LowerDir>> {
+        let mut current = self.dirs_below(&self.dir_node(NodeId::ROOT)?, branch)?;
+        for part in path.split(|b| *b == b'/').filter(|p| !p.is_empty()) {
+            current = self.step_down(&current, part)?;
+        }
+        Ok(current)
+    }
+
     /// One component of a walk over several branches. The redirecting branch has a directory at
     /// every step, so that a file on a branch below it hides nothing.
     fn step_down(&self, dirs: &[LowerDir], name: &[u8]) -> Result<Vec<LowerDir>> {
         let mut next: Vec<LowerDir> = Vec::new();
-        for dir in dirs {
+        for (at, dir) in dirs.iter().enumerate() {
             let branch = &dir.branch;
             match stat_at(&dir.fd, name) {
                 Ok(stat) if stat.kind() == Kind::Dir => {
@@ -192,9 +226,16 @@ impl Union {
                     if opaque {
                         break;
                     }
-                    if let Some(path) = redirect {
-                        next.extend(self.redirected(branch, &path)?);
-                        break;
+                    match redirect {
+                        Some(Lower::FromRoot(path)) => {
+                            next.extend(self.walk_from_root(branch.id, &path)?);
+                            break;
+                        }
+                        Some(Lower::Beside(name)) => {
+                            next.extend(self.step_down(&dirs[at + 1..], &name)?);
+                            break;
+                        }
+                        None => {}
                     }
                 }
                 Ok(_) | Err(Errno::NOENT) => {}
@@ -206,21 +247,7 @@ impl Union {
         }
         Ok(next)
     }
-
-    /// A walk that goes on elsewhere below `branch`, which was redirected itself.
-    fn redirected(&self, branch: &Branch, path: &[u8]) -> Result<Vec<LowerDir>> {
-        let mut dirs = Vec::new();
-        for layer in self.layers_below(branch.id, path)? {
-            let branch = self.branch(layer.branch)?;
-            let path = layer.path.as_deref().unwrap_or_default().to_vec();
-            let fd = Arc::new(open_beneath(&branch.root, &path, DIR_FLAGS)?);
-            dirs.push(LowerDir { branch, fd, path });
-        }
-        Ok(dirs)
-    }
 }
-
-const DIR_FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// A directory on one branch, met while walking down several.
 struct LowerDir {
@@ -245,15 +272,16 @@ impl LowerDir {
     }
 }
 
-fn overlay_redirect(fd: &OwnedFd) -> Result<Option<Arc<[u8]>>> {
+fn overlay_redirect(fd: &OwnedFd) -> Result<Option<Lower>> {
     let target = xattr::Target::dir(fd.as_fd());
     for name in [TRUSTED_REDIRECT, USER_REDIRECT] {
         match target.get(name) {
-            // Absolute within the layers. A bare name (a rename within one directory) is never
-            // written by us and would need the parent's path: the kernel's `redirect_dir=on`
-            // writes absolute ones for everything that moved between directories.
-            Ok(value) if value.starts_with(b"/") => return Ok(Some(value[1..].into())),
-            Ok(value) => return Ok(Some(value.into())),
+            Ok(value) => {
+                return Ok(Some(match value.strip_prefix(b"/") {
+                    Some(path) => Lower::FromRoot(path.into()),
+                    None => Lower::Beside(value.into()),
+                }));
+            }
             Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {}
             Err(err) => return Err(err),
         }

@@ -8,9 +8,9 @@ use crate::errno::{Errno, Result};
 use crate::node::index::Found;
 use crate::node::{Namespace, Node, Place, Present};
 use crate::policy::{self, Facts};
-use crate::sys::RealStat;
 use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
+use crate::sys::{RealStat, Unlocked};
 use crate::types::*;
 use crate::whiteout::whiteout_name;
 use rustix::fd::OwnedFd;
@@ -263,7 +263,7 @@ impl Union {
         target: &Arc<Branch>,
     ) -> Result<()> {
         let mut own = self.ns_write(node)?;
-        if own.index.as_ref().is_some_and(|i| !i.is_empty()) {
+        if !self.is_empty(node, &own, target.id)? {
             return Err(Errno::NOTEMPTY);
         }
         let dir = self.dir_fd_on(parent, target.id)?;
@@ -363,6 +363,7 @@ fn remove_dir(
 /// Moves a directory out of sight in one step and removes it there.
 pub(super) fn discard_dir(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
     let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
+    let _unlocked = Unlocked::of_user(&open_subdir(dir, name)?);
     refuse_strangers(branch, dir, name)?;
     let temp = store.temp_name();
     rustix::fs::renameat(dir, name, store.trash(), &*temp)?;

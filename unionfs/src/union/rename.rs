@@ -376,7 +376,7 @@ impl Union {
         let below = self.visible_below(to.dir, branch.id, to.name)?;
         // Before the victim is locked: this reads the source's names, and the two are unrelated.
         let lower = self.plan_lower(node, branch, below)?;
-        let mut victim_ns = self.lock_victim(victim, from)?;
+        let mut victim_ns = self.lock_victim(victim, from, branch.id)?;
         self.mark_source(node, branch, &lower)?;
         let pin = self
             .pin_before_removal(victim, to.dir, to.name)?
@@ -447,6 +447,7 @@ impl Union {
         &self,
         victim: Option<&'a Arc<Node>>,
         from: At<'_>,
+        branch: BranchId,
     ) -> Result<Option<RwLockWriteGuard<'a, Namespace>>> {
         let Some(victim) = victim.filter(|v| v.kind == Kind::Dir) else {
             return Ok(None);
@@ -455,7 +456,7 @@ impl Union {
             return Err(Errno::NOTEMPTY);
         }
         let ns = self.ns_write(victim)?;
-        if ns.index.as_ref().is_some_and(|i| !i.is_empty()) {
+        if !self.is_empty(victim, &ns, branch)? {
             return Err(Errno::NOTEMPTY);
         }
         Ok(Some(ns))
@@ -674,8 +675,9 @@ fn rename_leaving_device(branch: &Branch, m: &Move<'_>) -> Result<()> {
 /// Empties a directory of its marks without changing what the union shows: first it is made opaque
 /// by a mark that does not lie in it.
 fn clear_marks(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
-    super::remove::refuse_strangers(branch, dir, name)?;
     let fd = crate::sys::loc::open_subdir(dir, name)?;
+    let _unlocked = crate::sys::Unlocked::of_user(&fd);
+    super::remove::refuse_strangers(branch, dir, name)?;
     if branch.format == Format::Aufs && branch.whiteout_is_separate(name) {
         branch.make_whiteout(dir, name)?;
         return remove_contents(&fd);

@@ -1,0 +1,9 @@
+//! Defects that were found and mended, one test each. They drive a union without a mount, as a
+//! kernel would: by node numbers. Needs root; without it the tests pass without doing anything.
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+mod fixture;
+mod nodes;
+mod outside;
+mod redirects;
+mod user;
