@@ -364,6 +364,9 @@ impl Union {
                 }
             }
         });
+        if !node.is_at(parent.id, name) {
+            self.names.add(node.id, parent.id, name);
+        }
         self.index_new(&parent, &mut ns, name, &target, &stat, hidden);
         let (node, _) = self.nodes.get_or_insert(node.id, 1, || {
             Node::new(node.id, node.kind, node.generation, node.home(), None)

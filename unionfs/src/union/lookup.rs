@@ -156,6 +156,9 @@ impl Union {
                     (h.linked, h.place) = (true, Place::Named);
                 }
             });
+            if stat.nlink > 1 && !node.is_at(parent.id, name) {
+                self.names.add(id, parent.id, name);
+            }
         }
         Child {
             node,

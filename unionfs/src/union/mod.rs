@@ -11,6 +11,7 @@ mod dirs;
 mod links;
 mod list;
 mod lookup;
+mod names;
 mod namespace;
 mod open;
 mod redirect;
@@ -28,6 +29,7 @@ use crate::stack::Stack;
 use crate::types::*;
 use copyup::CopyUps;
 use links::LinkTable;
+use names::KnownNames;
 use open::OpenTable;
 use parking_lot::{Mutex, RwLock};
 use redirect::Redirects;
@@ -48,6 +50,7 @@ pub struct Union {
     data_fds: FdCache<(NodeId, BranchId)>,
     opens: OpenTable,
     links: LinkTable,
+    names: KnownNames,
     redirects: Redirects,
     copyups: CopyUps,
     /// Lock order 1: held over renames between two directories, so that the order of the two
@@ -112,6 +115,7 @@ impl Union {
             self.data_fds.remove((node.id, node.inode().0));
             self.opens.remove(node.id);
             self.links.forget(node.id);
+            self.names.forget(node.id);
         }
     }
 

@@ -1,6 +1,7 @@
 //! UNLINK and RMDIR.
 
 use super::Union;
+use super::names::{Leaving, unname};
 use super::namespace::Need;
 use crate::branch::Branch;
 use crate::branch::store::{Record, remove_contents};
@@ -90,31 +91,17 @@ impl Union {
         let whiteout = found.below || !physical;
         let stat = stat_at(self.dir_fd_on(parent, found.top)?, name)?;
         let node = self.nodes.get(self.inos.number(&stat));
-        let pin = self.pin_before_removal(node.as_ref(), parent, name)?;
+        let leaving = self.before_removal(node.as_ref(), (parent, name), &[parent.id])?;
         remove_file(target, &dir, name, physical, whiteout)?;
         if let Some(index) = &mut ns.index {
             index.remove(name, whiteout);
         }
         self.restamp(parent, ns, target.id);
-        if let (Some(node), Some(fd)) = (&node, pin) {
-            unname(node, fd);
+        if let Some(node) = &node {
+            unname(node, leaving);
         }
         self.count_removal(node.as_ref(), target, &stat, physical);
         Ok(())
-    }
-
-    /// A descriptor for a node that is about to lose the name by which it is reached.
-    pub(super) fn pin_before_removal(
-        &self,
-        node: Option<&Arc<Node>>,
-        parent: &Arc<Node>,
-        name: &[u8],
-    ) -> Result<Option<Arc<OwnedFd>>> {
-        let Some(node) = node.filter(|n| n.is_at(parent.id, name)) else {
-            return Ok(None);
-        };
-        let (_, loc) = self.place_locked(node)?;
-        self.with_descriptors(|| loc.pin()).map(Some)
     }
 
     /// Keeps the link counts right after a name of the file was removed.
@@ -279,7 +266,7 @@ impl Union {
         }
         own.dead = true;
         own.index = None;
-        unname(node, pin);
+        unname(node, Leaving::Pinned(pin));
         if physical {
             self.drop_redirect(target, stat.ino);
             if self.inos.drop_origin(stat.dev, stat.ino, stat.btime) {
@@ -288,16 +275,6 @@ impl Union {
         }
         Ok(())
     }
-}
-
-/// The node is reached by this descriptor only from now on.
-pub(super) fn unname(node: &Node, fd: Arc<OwnedFd>) {
-    node.update_home(|h| {
-        h.linked = false;
-        if !matches!(h.place, Place::Plink) {
-            h.place = Place::Pinned(fd);
-        }
-    });
 }
 
 /// Removes a non-directory from a branch and hides what is below, in an order in which every

@@ -7,8 +7,9 @@
 
 use super::Union;
 use super::create::first_of;
+use super::names::{Leaving, unname};
 use super::namespace::Need;
-use super::remove::{discard_dir, unname};
+use super::remove::discard_dir;
 use crate::branch::Branch;
 use crate::branch::store::{plink_name, remove_contents};
 use crate::errno::{Errno, Result};
@@ -378,9 +379,13 @@ impl Union {
         let lower = self.plan_lower(node, branch, below)?;
         let mut victim_ns = self.lock_victim(victim, from, branch.id)?;
         self.mark_source(node, branch, &lower)?;
-        let pin = self
-            .pin_before_removal(victim, to.dir, to.name)?
-            .or(pin_dir(self, victim)?);
+        let leaving = match victim {
+            Some(victim) if victim.kind == Kind::Dir => {
+                // A directory that is replaced keeps a descriptor.
+                Leaving::Pinned(self.place_locked(victim)?.1.pin()?)
+            }
+            _ => self.before_removal(victim, (to.dir, to.name), &[from.dir.id, to.dir.id])?,
+        };
         let victim_stat = match dest {
             Some(dest) => Some(stat_at(self.dir_fd_on(to.dir, dest.top)?, to.name)?),
             None => None,
@@ -402,13 +407,14 @@ impl Union {
         if let Some(ns) = &mut victim_ns {
             (ns.dead, ns.index) = (true, None);
         }
-        if let (Some(victim), Some(pin)) = (victim, pin) {
-            unname(victim, pin);
+        if let Some(victim) = victim {
+            unname(victim, leaving);
         }
         if let (Some(stat), true) = (&victim_stat, victim.is_some_and(|v| v.kind != Kind::Dir)) {
             self.count_removal(victim, branch, stat, physical);
         }
         drop(victim_ns);
+        self.before_rename(node, from.dir, from.name);
         self.moved(node, to, lower);
         if let Some(index) = &mut dirs.source().index {
             index.remove(from.name, source.below);
@@ -562,6 +568,8 @@ impl Union {
             self.dir_fd_on(b.dir, branch.id)?,
         );
         rustix::fs::renameat_with(&fd_a, a.name, &fd_b, b.name, SysFlags::EXCHANGE)?;
+        self.before_rename(first, a.dir, a.name);
+        self.before_rename(second, b.dir, b.name);
         self.moved(first, b, lower_a);
         self.moved(second, a, lower_b);
         let layers = BranchList::from_slice(&[branch.id]);
@@ -591,15 +599,6 @@ impl Union {
         self.restamp(b.dir, dirs.target(), branch.id);
         Ok(true)
     }
-}
-
-/// A directory that is replaced keeps a descriptor too.
-fn pin_dir(union: &Union, victim: Option<&Arc<Node>>) -> Result<Option<Arc<OwnedFd>>> {
-    let Some(victim) = victim.filter(|v| v.kind == Kind::Dir) else {
-        return Ok(None);
-    };
-    let (_, loc) = union.place_locked(victim)?;
-    loc.pin().map(Some)
 }
 
 fn check_kinds(source: Kind, dest: Kind) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use super::copyup::CopyUps;
 use super::links::LinkTable;
+use super::names::KnownNames;
 use super::open::OpenTable;
 use super::redirect::Redirects;
 use super::{FOREVER, Union};
@@ -54,6 +55,7 @@ impl Union {
             data_fds: FdCache::new(budget),
             opens: OpenTable::default(),
             links,
+            names: KnownNames::default(),
             redirects,
             copyups: CopyUps::default(),
             rename_lock: Mutex::new(()),
