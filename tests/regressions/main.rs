@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod fixture;
+mod identity;
+mod links;
 mod nodes;
 mod outside;
 mod redirects;

@@ -2,15 +2,17 @@
 //!
 //! The top 8 bits say which filesystem (0 = the first one seen: its numbers stay as they are), the
 //! lower 56 are the real number, as overlayfs's xino does it. A copied-up file keeps the number of
-//! what it was copied from: that is recorded by the writable branch ([`crate::branch::store`]).
-//! Numbers that do not fit get one from a range of their own, for the life of the mount.
+//! what it was copied from: that is recorded by the writable branch ([`crate::branch::log`]).
+//! Numbers that do not fit, and those of files that got the inode number of one that was copied up
+//! and is gone, come from a range of their own, for the life of the mount.
 
-use crate::branch::store::Origin;
+use crate::branch::log::{Origin, Source};
 use crate::sys::{Name, RealStat};
 use crate::types::{NodeId, Timestamp};
 use dashmap::DashMap;
-use parking_lot::RwLock;
+use dashmap::mapref::entry::Entry;
 use rustc_hash::FxBuildHasher;
+use smallvec::{SmallVec, smallvec};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 const FS_SHIFT: u32 = 56;
@@ -22,14 +24,43 @@ pub fn is_dynamic(node: NodeId) -> bool {
     node.0 >> FS_SHIFT == DYNAMIC
 }
 
+/// Files that are remembered with one inode number: more than two are only found where lower files
+/// are replaced again and again.
+const SHARING: usize = 8;
+
+/// A filesystem that branches lie on.
+#[derive(Debug)]
+struct Filesystem {
+    dev: u64,
+    /// Identity over mounts (see [`Source::fs`]).
+    id: u64,
+}
+
+/// Why a file has another number than its own.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    node: NodeId,
+    /// Birth time of the file; zero = of whichever has this inode number now.
+    btime: Timestamp,
+    /// What it is a copy of.
+    source: Option<Source>,
+}
+
+/// Files with one inode number, told apart by their birth times.
+type Sharing = SmallVec<[(Timestamp, NodeId); 1]>;
+
 /// Maps real files to union numbers.
 #[derive(Debug)]
 pub struct InoMap {
-    /// Devices by index. A leaf lock, written when a filesystem is first seen.
-    filesystems: RwLock<Vec<u64>>,
+    /// By index.
+    filesystems: Vec<Filesystem>,
     /// Recorded origins by device and real number. Leaf locks (shards).
-    origins: DashMap<(u64, u64), Origin, FxBuildHasher>,
+    origins: DashMap<(u64, u64), Known, FxBuildHasher>,
     origin_count: AtomicUsize,
+    /// What something was copied from, by device and real number: another file there has another
+    /// number. Leaf locks (shards).
+    originals: DashMap<(u64, u64), Sharing, FxBuildHasher>,
+    original_count: AtomicUsize,
     dynamic: DashMap<(u64, u64), NodeId, FxBuildHasher>,
     next_dynamic: AtomicU64,
     /// Directories that are seen at a second place get a number by that place.
@@ -37,18 +68,24 @@ pub struct InoMap {
 }
 
 impl InoMap {
-    /// A map in which these devices come first, in this order.
-    pub fn new(devices: impl IntoIterator<Item = u64>) -> Self {
-        let mut filesystems = Vec::new();
-        for dev in devices {
-            if !filesystems.contains(&dev) {
-                filesystems.push(dev);
+    /// A map of these filesystems (device and identity over mounts), in this order.
+    pub fn new(filesystems: impl IntoIterator<Item = (u64, u64)>) -> Self {
+        let mut known: Vec<Filesystem> = Vec::new();
+        for (dev, id) in filesystems {
+            if known.iter().any(|f| f.dev == dev) {
+                continue;
             }
+            // None, or one that a copy of the filesystem has too: good for as long as it is mounted.
+            let ambiguous = id == 0 || known.iter().any(|f| f.id == id);
+            let id = if ambiguous { dev | 1 << 63 } else { id };
+            known.push(Filesystem { dev, id });
         }
         Self {
-            filesystems: RwLock::new(filesystems),
+            filesystems: known,
             origins: DashMap::default(),
             origin_count: AtomicUsize::new(0),
+            originals: DashMap::default(),
+            original_count: AtomicUsize::new(0),
             dynamic: DashMap::default(),
             next_dynamic: AtomicU64::new(1),
             aliases: DashMap::default(),
@@ -57,27 +94,57 @@ impl InoMap {
 
     /// The union number of a real file.
     pub fn number(&self, stat: &RealStat) -> NodeId {
-        if self.origin_count.load(Ordering::Relaxed) > 0
-            && let Some(origin) = self.origins.get(&(stat.dev, stat.ino))
-            && (origin.btime == stat.btime || origin.btime == Timestamp::default())
-        {
-            return origin.node;
+        match self.known(stat) {
+            Some(known) => known.node,
+            None => self.own_number(stat.dev, stat.ino, stat.btime),
         }
-        self.combine(stat.dev, stat.ino)
     }
 
-    /// The number for a listing, where only the real number is known.
-    pub fn number_in_listing(&self, dev: u64, real: u64) -> NodeId {
-        if self.origin_count.load(Ordering::Relaxed) > 0
-            && let Some(origin) = self.origins.get(&(dev, real))
+    fn known(&self, stat: &RealStat) -> Option<Known> {
+        if self.origin_count.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let known = *self.origins.get(&(stat.dev, stat.ino))?;
+        (known.btime == stat.btime || known.btime == Timestamp::default()).then_some(known)
+    }
+
+    fn own_number(&self, dev: u64, real: u64, btime: Timestamp) -> NodeId {
+        if self.original_count.load(Ordering::Relaxed) > 0
+            && let Some(mut sharing) = self.originals.get_mut(&(dev, real))
         {
-            return origin.node;
+            return self.number_among(&mut sharing, btime);
         }
         self.combine(dev, real)
     }
 
+    /// The number of the file with this birth time, a new one if it was not seen before.
+    fn number_among(&self, sharing: &mut Sharing, btime: Timestamp) -> NodeId {
+        if let Some((_, node)) = sharing.iter().find(|(b, _)| *b == btime) {
+            return *node;
+        }
+        let node = self.fresh();
+        sharing.truncate(SHARING - 1);
+        sharing.push((btime, node));
+        node
+    }
+
+    /// The number for a listing, where only the real number is known; `None` = that does not tell.
+    pub fn number_in_listing(&self, dev: u64, real: u64) -> Option<NodeId> {
+        if self.origin_count.load(Ordering::Relaxed) > 0
+            && let Some(known) = self.origins.get(&(dev, real))
+        {
+            return Some(known.node);
+        }
+        if self.original_count.load(Ordering::Relaxed) > 0
+            && self.originals.contains_key(&(dev, real))
+        {
+            return None;
+        }
+        Some(self.combine(dev, real))
+    }
+
     fn combine(&self, dev: u64, real: u64) -> NodeId {
-        let index = self.filesystems.read().iter().position(|d| *d == dev);
+        let index = self.filesystems.iter().position(|f| f.dev == dev);
         match index {
             Some(fs) if (fs as u64) < DYNAMIC && real > 1 && real >> FS_SHIFT == 0 => {
                 NodeId((fs as u64) << FS_SHIFT | real)
@@ -87,6 +154,36 @@ impl InoMap {
                 .entry((dev, real))
                 .or_insert_with(|| self.fresh()),
         }
+    }
+
+    /// What a copy of this file is a copy of: of what it was copied from itself.
+    pub fn source(&self, stat: &RealStat) -> Source {
+        let own = || {
+            let fs = self.filesystems.iter().find(|f| f.dev == stat.dev);
+            Source {
+                fs: fs.map_or(stat.dev | 1 << 63, |f| f.id),
+                ino: stat.ino,
+                btime: stat.btime,
+            }
+        };
+        self.known(stat)
+            .and_then(|known| known.source)
+            .unwrap_or_else(own)
+    }
+
+    /// The number of what is recorded as a source; `None` = its filesystem has no branch in this
+    /// mount. A file that has its inode number now and is another one gets another number.
+    pub fn node_of(&self, source: &Source) -> Option<NodeId> {
+        let dev = self.filesystems.iter().find(|f| f.id == source.fs)?.dev;
+        Some(match self.originals.entry((dev, source.ino)) {
+            Entry::Occupied(mut slot) => self.number_among(slot.get_mut(), source.btime),
+            Entry::Vacant(slot) => {
+                let node = self.combine(dev, source.ino);
+                slot.insert(smallvec![(source.btime, node)]);
+                self.original_count.fetch_add(1, Ordering::Relaxed);
+                node
+            }
+        })
     }
 
     /// A number that no real file has.
@@ -104,19 +201,26 @@ impl InoMap {
 
     /// For the life of the mount, the file `real` on `dev` has this number: its own is taken.
     pub fn assign(&self, dev: u64, real: u64, node: NodeId) {
-        self.set_origin(
-            dev,
-            real,
-            Origin {
-                node,
-                btime: Timestamp::default(),
-            },
-        );
+        let known = Known {
+            node,
+            btime: Timestamp::default(),
+            source: None,
+        };
+        self.set_known(dev, real, known);
     }
 
-    /// Remembers that the file `real` on `dev` keeps the number of what it was copied from.
-    pub fn set_origin(&self, dev: u64, real: u64, origin: Origin) {
-        if self.origins.insert((dev, real), origin).is_none() {
+    /// Remembers that the file `real` on `dev` is a copy, which keeps the number of its source.
+    pub fn set_origin(&self, dev: u64, real: u64, origin: Origin, node: NodeId) {
+        let known = Known {
+            node,
+            btime: origin.btime,
+            source: Some(origin.source),
+        };
+        self.set_known(dev, real, known);
+    }
+
+    fn set_known(&self, dev: u64, real: u64, known: Known) {
+        if self.origins.insert((dev, real), known).is_none() {
             self.origin_count.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -155,7 +259,7 @@ mod tests {
 
     #[test]
     fn numbers_of_two_filesystems_never_meet() {
-        let map = InoMap::new([10, 20]);
+        let map = InoMap::new([(10, 1), (20, 2)]);
         assert_eq!(map.combine(10, 5), NodeId(5));
         assert_eq!(map.combine(20, 5), NodeId(1 << 56 | 5));
         // Unknown device, 0 and 1, and numbers that are too long: handed out, and stable.
@@ -164,5 +268,26 @@ mod tests {
             assert_eq!(n.0 >> 56, 0xff);
             assert_eq!(map.combine(dev, real), n);
         }
+    }
+
+    #[test]
+    fn a_source_is_found_wherever_its_filesystem_stands_and_no_other_file_is_it() {
+        let time = |sec| Timestamp { sec, nsec: 1 };
+        let source = |sec| Source {
+            fs: 7,
+            ino: 5,
+            btime: time(sec),
+        };
+        let map = InoMap::new([(10, 1), (20, 7), (30, 7), (40, 0)]);
+        assert_eq!(map.own_number(20, 5, time(9)), NodeId(1 << 56 | 5));
+        assert_eq!(map.node_of(&source(1)), Some(NodeId(1 << 56 | 5)));
+        assert_eq!(map.own_number(20, 5, time(1)), NodeId(1 << 56 | 5));
+        let other = map.own_number(20, 5, time(9));
+        assert!(is_dynamic(other));
+        assert_eq!(map.node_of(&source(9)), Some(other));
+        assert_eq!(map.number_in_listing(20, 5), None);
+        assert_eq!(map.node_of(&Source { fs: 8, ..source(1) }), None);
+        // The third filesystem is a copy of the second, the fourth has no identity.
+        assert!(map.filesystems[2..].iter().all(|f| f.id == f.dev | 1 << 63));
     }
 }

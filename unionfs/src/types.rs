@@ -69,7 +69,7 @@ impl Kind {
 }
 
 /// A point in time: seconds (may be negative) and nanoseconds since the epoch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp {
     /// Seconds.
     pub sec: i64,

@@ -4,8 +4,10 @@
 //! component; the path is kept only to be shown.
 
 mod dirren;
+pub mod log;
 mod marks;
 pub mod open;
+pub mod plinks;
 pub mod store;
 
 pub use store::Store;
@@ -31,6 +33,9 @@ pub struct Branch {
     pub root: Arc<OwnedFd>,
     /// Device of its filesystem.
     pub dev: u64,
+    /// Identity of its filesystem, which (unlike the device) is the same after a reboot and
+    /// another filesystem's never: `f_fsid` of statvfs(3). 0 where it has none.
+    pub fs: u64,
     /// The mount its files are reached through; another one below it is not entered.
     pub mnt_id: u64,
     /// Inode number of the root directory.

@@ -1,7 +1,8 @@
 //! Opening the branches of a mount: checks, private clones, locks, and errors that people can act on.
 
 use super::Branch;
-use super::store::{Recovered, Store};
+use super::log::Recovered;
+use super::store::Store;
 use crate::errno::Errno;
 use crate::setup::SetupError;
 use crate::spec::{BranchSpec, Format, Grammar};
@@ -182,6 +183,7 @@ fn open_one(
         (store, recovered) = (Some(s), r);
     }
     let stat = stat_fd(&root).map_err(|e| path_error(&c.spec.path, e, "cannot stat the branch"))?;
+    let fs = rustix::fs::fstatvfs(&root).map_or(0, |s| s.f_fsid);
     let branch = Branch {
         id,
         path: c.real_path,
@@ -189,6 +191,7 @@ fn open_one(
         format,
         root: Arc::new(root),
         dev: stat.dev,
+        fs,
         mnt_id: stat.mnt_id,
         root_ino: stat.ino,
         is_clone,

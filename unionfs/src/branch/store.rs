@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! .wh..wh.uaufs/        0700, in the branch root (workdir/uaufs/ in the overlay format)
-//!   format              "uaufs 1\n" and the branch's dialect
+//!   format              "uaufs 2\n" and the branch's dialect
 //!   lock                flock'ed by the one daemon that may write
 //!   log                 origins of copied-up files and link counts, appended
+//!   links/              one file per pseudo-link: what it is a copy of
 //!   dirren/             one file per renamed directory: where its lower parts are
 //!   tmp/                files being copied up; emptied at mount
 //!   trash/              directories being removed; emptied at mount
@@ -12,19 +13,14 @@
 //! .wh..wh.plnk/         pseudo-links `<node>.<branch inode>`      (AUFS's own)
 //! .wh..wh.orph/         orphans                                   (AUFS's own)
 //! ```
-//!
-//! Log records are written with one append each and carry a checksum, so that a torn last record
-//! is recognised and dropped. Losing the tail costs stable inode numbers, never data.
 
+use super::log::{RECORD_LEN, Record, Recovered};
 use super::marks::create_mark;
 use crate::errno::{Errno, Result};
 use crate::spec::Format;
-use crate::sys::stat::stat_at;
 use crate::sys::{Name, creds};
-use crate::types::{Kind, NodeId, Timestamp};
 use crate::whiteout::{BASE, ORPHAN_DIR, PLINK_DIR, STORE_DIR};
 use parking_lot::Mutex;
-use rustc_hash::FxHashMap;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, openat};
 use std::io::Write as _;
@@ -35,101 +31,6 @@ use std::time::{Duration, Instant};
 /// How long a mount waits for the branch's lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Where a copied-up file came from: its union number, and the birth time of the copy, which
-/// tells it from a later file that got the same inode number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Origin {
-    /// Union number.
-    pub node: NodeId,
-    /// Birth time of the file on the writable branch.
-    pub btime: Timestamp,
-}
-
-/// One record of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Record {
-    /// The branch inode `real` is a copy of what was `origin.node`.
-    Origin {
-        /// Inode number on the branch.
-        real: u64,
-        /// What it is a copy of.
-        origin: Origin,
-    },
-    /// The branch inode `real` is gone.
-    Gone {
-        /// Inode number on the branch.
-        real: u64,
-    },
-    /// `node` has `delta` more names than its file on the branch has links.
-    Links {
-        /// Union number.
-        node: NodeId,
-        /// May be negative; zero forgets it.
-        delta: i32,
-    },
-}
-
-const RECORD_LEN: usize = 40;
-
-impl Record {
-    fn encode(&self) -> [u8; RECORD_LEN] {
-        let (tag, a, b, c, d): (u32, u64, u64, i64, u32) = match *self {
-            Self::Origin { real, origin } => {
-                (1, real, origin.node.0, origin.btime.sec, origin.btime.nsec)
-            }
-            Self::Gone { real } => (2, real, 0, 0, 0),
-            Self::Links { node, delta } => (3, 0, node.0, delta.into(), 0),
-        };
-        let mut out = [0; RECORD_LEN];
-        out[4..8].copy_from_slice(&tag.to_le_bytes());
-        out[8..16].copy_from_slice(&a.to_le_bytes());
-        out[16..24].copy_from_slice(&b.to_le_bytes());
-        out[24..32].copy_from_slice(&c.to_le_bytes());
-        out[32..36].copy_from_slice(&d.to_le_bytes());
-        let crc = crc32fast::hash(&out[4..]);
-        out[..4].copy_from_slice(&crc.to_le_bytes());
-        out
-    }
-
-    fn decode(raw: &[u8]) -> Option<Self> {
-        let u32_at = |i: usize| Some(u32::from_le_bytes(raw.get(i..i + 4)?.try_into().ok()?));
-        let u64_at = |i: usize| Some(u64::from_le_bytes(raw.get(i..i + 8)?.try_into().ok()?));
-        if u32_at(0)? != crc32fast::hash(raw.get(4..RECORD_LEN)?) {
-            return None;
-        }
-        let (real, node) = (u64_at(8)?, NodeId(u64_at(16)?));
-        match u32_at(4)? {
-            1 => {
-                let btime = Timestamp {
-                    sec: u64_at(24)? as i64,
-                    nsec: u32_at(32)?,
-                };
-                Some(Self::Origin {
-                    real,
-                    origin: Origin { node, btime },
-                })
-            }
-            2 => Some(Self::Gone { real }),
-            3 => Some(Self::Links {
-                node,
-                delta: u64_at(24)? as i64 as i32,
-            }),
-            _ => None,
-        }
-    }
-}
-
-/// What the log told at mount.
-#[derive(Debug, Default)]
-pub struct Recovered {
-    /// By inode number on the branch.
-    pub origins: FxHashMap<u64, Origin>,
-    /// By union number.
-    pub links: FxHashMap<NodeId, i32>,
-    /// Pseudo-links found: union number and inode number on the branch.
-    pub plinks: Vec<(NodeId, u64)>,
-}
-
 /// The bookkeeping of one writable branch.
 #[derive(Debug)]
 pub struct Store {
@@ -137,6 +38,7 @@ pub struct Store {
     trash: Arc<OwnedFd>,
     plinks: Arc<OwnedFd>,
     redirects: OwnedFd,
+    links: OwnedFd,
     base_dir: OwnedFd,
     /// Guards appends to the log; a leaf lock, held over one small write.
     log: Mutex<std::fs::File>,
@@ -217,13 +119,16 @@ impl Store {
         for leftover in [&tmp, &trash] {
             remove_contents(leftover)?;
         }
-        let (log, mut recovered) = open_log(&dir)?;
-        recovered.plinks = list_plinks(&plinks)?;
+        let links = make_dir(&dir, b"links", 0o700)?;
+        let (old_log, mut recovered) = super::log::read(&dir)?;
+        super::plinks::read(&plinks, &links, &mut recovered)?;
+        let log = super::log::compact(&dir, old_log, &recovered)?;
         let store = Self {
             tmp: Arc::new(tmp),
             trash: Arc::new(trash),
             plinks: Arc::new(plinks),
             redirects,
+            links,
             base_dir,
             log: Mutex::new(log),
             serial: AtomicU64::new(first_serial()),
@@ -292,6 +197,11 @@ impl Store {
         &self.redirects
     }
 
+    /// The directory of the records of pseudo-links.
+    pub(super) fn link_books(&self) -> &OwnedFd {
+        &self.links
+    }
+
     /// Writes a small file of the bookkeeping whole, in place of an older one of this name.
     pub(super) fn write_record(
         &self,
@@ -318,7 +228,7 @@ impl Store {
 
 fn write_format(dir: &OwnedFd, format: Format) -> Result<()> {
     let text = format!(
-        "uaufs 1\nformat {}\n",
+        "uaufs 2\nformat {}\n",
         if format == Format::Aufs {
             "aufs"
         } else {
@@ -329,76 +239,6 @@ fn write_format(dir: &OwnedFd, format: Format) -> Result<()> {
         OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = openat(dir, c"format", flags, Mode::from_bits_truncate(0o600))?;
     crate::sys::copy::write_all(&file, text.as_bytes(), 0)
-}
-
-/// Reads the log, writes it anew without what is superseded, and opens it for appending.
-fn open_log(dir: &OwnedFd) -> Result<(std::fs::File, Recovered)> {
-    let mut recovered = Recovered::default();
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let old = openat(dir, c"log", flags, Mode::from_bits_truncate(0o600))?;
-    let size = usize::try_from(rustix::fs::fstat(&old)?.st_size).map_err(|_| Errno::FBIG)?;
-    let mut raw = vec![0; size];
-    let len = crate::sys::copy::read_full(&old, &mut raw, 0)?;
-    for chunk in raw[..len].chunks_exact(RECORD_LEN) {
-        match Record::decode(chunk) {
-            Some(Record::Origin { real, origin }) => {
-                recovered.origins.insert(real, origin);
-            }
-            Some(Record::Gone { real }) => {
-                recovered.origins.remove(&real);
-            }
-            Some(Record::Links { node, delta: 0 }) => {
-                recovered.links.remove(&node);
-            }
-            Some(Record::Links { node, delta }) => {
-                recovered.links.insert(node, delta);
-            }
-            // A damaged record; the next one starts at its own multiple of the length.
-            None => {}
-        }
-    }
-    let live = recovered.origins.len() + recovered.links.len();
-    if size == live * RECORD_LEN {
-        return Ok((old.into(), recovered));
-    }
-    let mut compact = Vec::with_capacity(live * RECORD_LEN);
-    for (&real, &origin) in &recovered.origins {
-        compact.extend_from_slice(&Record::Origin { real, origin }.encode());
-    }
-    for (&node, &delta) in &recovered.links {
-        compact.extend_from_slice(&Record::Links { node, delta }.encode());
-    }
-    let flags = flags | OFlags::TRUNC;
-    let new = openat(dir, c"log.new", flags, Mode::from_bits_truncate(0o600))?;
-    crate::sys::copy::write_all(&new, &compact, 0)?;
-    rustix::fs::fdatasync(&new)?;
-    rustix::fs::renameat(dir, c"log.new", dir, c"log")?;
-    Ok((new.into(), recovered))
-}
-
-/// `<node>.<branch inode>` names that are what they say.
-fn list_plinks(dir: &OwnedFd) -> Result<Vec<(NodeId, u64)>> {
-    let mut found = Vec::new();
-    for entry in Dir::read_from(dir)? {
-        let entry = entry?;
-        let Ok(text) = entry.file_name().to_str() else {
-            continue;
-        };
-        let Some((node, real)) = text.split_once('.') else {
-            continue;
-        };
-        if let (Ok(node), Ok(real)) = (node.parse(), real.parse())
-            && stat_at(dir, text.as_bytes()).is_ok_and(|s| s.ino == real && s.kind() != Kind::Dir)
-        {
-            found.push((NodeId(node), real));
-        }
-    }
-    Ok(found)
-}
-
-/// The name of a pseudo-link.
-pub fn plink_name(node: NodeId, real: u64) -> Name {
-    Name::from_slice(format!("{}.{real}", node.0).as_bytes())
 }
 
 /// Removes everything in a directory of a branch, without following anything or leaving the
@@ -451,37 +291,20 @@ pub fn remove_contents(dir: &OwnedFd) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn records_survive_encoding_and_torn_ones_do_not() {
-        let origin = Origin {
-            node: NodeId(77),
-            btime: Timestamp { sec: -5, nsec: 9 },
-        };
-        let all = [
-            Record::Origin { real: 12, origin },
-            Record::Gone { real: u64::MAX },
-            Record::Links {
-                node: NodeId(3),
-                delta: -2,
-            },
-        ];
-        for record in all {
-            let raw = record.encode();
-            assert_eq!(Record::decode(&raw), Some(record));
-            assert_eq!(Record::decode(&raw[..RECORD_LEN - 1]), None);
-            let mut bad = raw;
-            bad[20] ^= 1;
-            assert_eq!(Record::decode(&bad), None);
-        }
-    }
+    use crate::branch::log::{Origin, Source};
+    use crate::types::Timestamp;
 
     #[test]
     fn a_second_writer_is_refused_and_the_log_is_read_back() {
         let tmp = tempfile::tempdir().unwrap();
         let root = rustix::fs::open(tmp.path(), OFlags::DIRECTORY, Mode::empty()).unwrap();
+        let source = Source {
+            fs: 1,
+            ino: 7,
+            btime: Timestamp::default(),
+        };
         let origin = Origin {
-            node: NodeId(7),
+            source,
             btime: Timestamp::default(),
         };
         {
@@ -492,17 +315,12 @@ mod tests {
             store.record(Record::Origin { real: 5, origin }).unwrap();
             store.record(Record::Origin { real: 6, origin }).unwrap();
             store.record(Record::Gone { real: 6 }).unwrap();
-            store
-                .record(Record::Links {
-                    node: NodeId(7),
-                    delta: 1,
-                })
-                .unwrap();
+            store.record(Record::Links { source, delta: 1 }).unwrap();
         }
         let (_store, seen) = Store::open(root.as_fd(), None, Format::Aufs).unwrap();
         assert_eq!(seen.origins.get(&5), Some(&origin));
         assert_eq!(seen.origins.len(), 1);
-        assert_eq!(seen.links.get(&NodeId(7)), Some(&1));
+        assert_eq!(seen.links.get(&source), Some(&1));
     }
 
     #[test]

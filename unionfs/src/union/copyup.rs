@@ -4,7 +4,8 @@
 //! file wait for the copy (they are what started it), everything else is not concerned.
 
 use super::Union;
-use crate::branch::store::{Origin, Record, plink_name};
+use super::links::Plink;
+use crate::branch::log::{Origin, Record, Source};
 use crate::branch::{Branch, Store};
 use crate::errno::{Errno, Result};
 use crate::node::index::{BranchList, Found};
@@ -294,17 +295,13 @@ impl Union {
         self.note_strangers(&parent, &mut ns);
         let dir = self.dir_fd_on(&parent, target.id)?;
         let before = stat_fd(&dir)?;
-        self.remember_origin(node, target, copy)?;
+        let origin = self.remember_origin(node, target, copy, lower)?;
         let linked = lower.nlink > 1;
         let old_delta = self.links.delta(node.id);
         if linked {
-            // Known and durable before the pseudo-link exists: without the count it would be
-            // dropped with the first name, and the others would show the old file.
-            self.set_delta(node, target, lower.nlink as i32 + old_delta - 1);
-            if !self.options.volatile {
-                copy.store.sync()?;
-            }
-            self.add_plink(node, target, copy)?;
+            let delta = lower.nlink as i32 + old_delta - 1;
+            self.set_delta(node, target, origin.source, delta);
+            self.add_plink(node, target, copy, origin, delta)?;
         }
         let placed = with_write_permission(&dir, || {
             rename_new(copy.store.tmp(), &copy.temp, &dir, &home.name)
@@ -313,7 +310,7 @@ impl Union {
             self.inos.forget_real(target.dev, copy.stat.ino);
             if linked {
                 self.remove_plink(node, target, copy.stat.ino);
-                self.set_delta(node, target, old_delta);
+                self.set_delta(node, target, origin.source, old_delta);
             }
             if err == Errno::EXIST {
                 // Somebody put a file there behind the union's back: it is not replaced.
@@ -352,9 +349,9 @@ impl Union {
     ) -> Result<()> {
         let names = lower.nlink as i32 + self.links.delta(node.id);
         if lower.nlink > 1 && names > 0 {
-            self.remember_origin(node, target, copy)?;
-            self.add_plink(node, target, copy)?;
-            self.set_delta(node, target, names);
+            let origin = self.remember_origin(node, target, copy, lower)?;
+            self.set_delta(node, target, origin.source, names);
+            self.add_plink(node, target, copy, origin, names)?;
             self.moved_to(node, target, copy, Place::Plink);
             return Ok(());
         }
@@ -380,52 +377,62 @@ impl Union {
         }
     }
 
-    fn remember_origin(&self, node: &Node, target: &Branch, copy: &Copy<'_>) -> Result<()> {
+    /// The copy has the number of `lower`, from now on and in later mounts.
+    fn remember_origin(
+        &self,
+        node: &Node,
+        target: &Branch,
+        copy: &Copy<'_>,
+        lower: &RealStat,
+    ) -> Result<Origin> {
         let origin = Origin {
-            node: node.id,
+            source: self.inos.source(lower),
             btime: copy.stat.btime,
         };
-        self.inos.set_origin(target.dev, copy.stat.ino, origin);
-        if crate::ino::is_dynamic(node.id) {
-            // The next mount gives this number to another file.
-            return Ok(());
+        let real = copy.stat.ino;
+        self.inos.set_origin(target.dev, real, origin, node.id);
+        // A directory that is seen at two places has a number for each: the next mount gives others.
+        if !(node.kind == Kind::Dir && crate::ino::is_dynamic(node.id)) {
+            copy.store.record(Record::Origin { real, origin })?;
         }
-        copy.store.record(Record::Origin {
-            real: copy.stat.ino,
-            origin,
-        })
+        Ok(origin)
     }
 
-    fn add_plink(&self, node: &Node, target: &Branch, copy: &Copy<'_>) -> Result<()> {
-        let name = plink_name(node.id, copy.stat.ino);
-        rustix::fs::linkat(
-            copy.store.tmp(),
-            &*copy.temp,
-            copy.store.plinks(),
-            &*name,
-            AtFlags::empty(),
-        )?;
-        self.links.add_plink(node.id, target.id, copy.stat.ino);
+    /// `delta`: see [`Store::add_plink`].
+    fn add_plink(
+        &self,
+        node: &Node,
+        target: &Branch,
+        copy: &Copy<'_>,
+        origin: Origin,
+        delta: i32,
+    ) -> Result<()> {
+        let (real, source) = (copy.stat.ino, origin.source);
+        let durable = !self.options.volatile;
+        copy.store
+            .add_plink((&copy.temp, real), node.id, origin, delta, durable)?;
+        let branch = target.id;
+        let plink = Plink {
+            branch,
+            real,
+            source,
+        };
+        self.links.add_plink(node.id, plink);
         Ok(())
     }
 
     /// Drops the pseudo-link of a node.
     pub(super) fn remove_plink(&self, node: &Node, branch: &Branch, real: u64) {
         if let Some(store) = &branch.store {
-            // A leftover is found and dropped by fsck; it never shows.
-            let _ = rustix::fs::unlinkat(
-                store.plinks(),
-                &*plink_name(node.id, real),
-                AtFlags::empty(),
-            );
+            store.remove_plink(node.id, real);
         }
         self.links.remove_plink(node.id);
     }
 
     /// Sets and records how many names a node has beyond the links of its file.
-    pub(super) fn set_delta(&self, node: &Node, branch: &Branch, delta: i32) {
+    pub(super) fn set_delta(&self, node: &Node, branch: &Branch, source: Source, delta: i32) {
         self.links.set_delta(node.id, delta);
-        self.record_delta(branch, node.id, delta);
+        self.record_delta(branch, source, delta);
     }
 
     /// Makes sure that a directory exists on a writable branch, and its ancestors before it. The
@@ -467,7 +474,7 @@ impl Union {
         let before = stat_fd(&dir)?;
         let is_top = self.is_above(target, home.branch);
         if is_top {
-            self.remember_origin(node, &branch, &copy)?;
+            self.remember_origin(node, &branch, &copy, &stat)?;
         }
         let hidden = branch.has_whiteout(&dir, &home.name)?;
         let fd = Arc::new(crate::sys::loc::open_subdir(store.tmp(), &copy.temp)?);

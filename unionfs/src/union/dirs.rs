@@ -2,7 +2,7 @@
 
 use super::Union;
 use crate::branch::Branch;
-use crate::branch::store::plink_name;
+use crate::branch::plinks::plink_name;
 use crate::errno::{Errno, Result};
 use crate::node::{Home, Layer, Node, Place};
 use crate::sys::Loc;

@@ -5,6 +5,7 @@
 //! a remount. Its link count is that of the copy, less the pseudo-link, plus `delta`: the names
 //! that still lie on the lower branch. The same delta counts lower names that were deleted.
 
+use crate::branch::log::Source;
 use crate::node::Node;
 use crate::sys::RealStat;
 use crate::types::{BranchId, NodeId};
@@ -17,6 +18,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub(super) struct Plink {
     pub(super) branch: BranchId,
     pub(super) real: u64,
+    /// The lower file.
+    pub(super) source: Source,
 }
 
 /// Both tables; their shard locks are leaves.
@@ -43,8 +46,8 @@ impl LinkTable {
         }
     }
 
-    pub(super) fn add_plink(&self, node: NodeId, branch: BranchId, real: u64) {
-        if self.plinks.insert(node, Plink { branch, real }).is_none() {
+    pub(super) fn add_plink(&self, node: NodeId, plink: Plink) {
+        if self.plinks.insert(node, plink).is_none() {
             self.used.fetch_add(1, Ordering::Relaxed);
         }
     }

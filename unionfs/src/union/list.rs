@@ -5,6 +5,7 @@ use super::namespace::Need;
 use crate::errno::Result;
 use crate::node::Node;
 use crate::node::index::Found;
+use crate::sys::stat::stat_at;
 use crate::types::*;
 use std::sync::Arc;
 
@@ -37,7 +38,14 @@ impl Union {
         let stack = self.stack();
         for (position, name, kind, top, real) in index.iter_from(cookie.saturating_sub(FIRST - 1)) {
             let dev = stack.get(top).map_or(0, |b| b.dev);
-            let ino = self.inos.number_in_listing(dev, real);
+            let ino = match self.inos.number_in_listing(dev, real) {
+                Some(ino) => ino,
+                None => match self.dir_fd_on(&node, top).and_then(|d| stat_at(d, name)) {
+                    Ok(stat) => self.inos.number(&stat),
+                    // Removed meanwhile.
+                    Err(_) => continue,
+                },
+            };
             if !sink(DirEntry {
                 cookie: position + FIRST,
                 ino,

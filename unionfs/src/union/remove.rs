@@ -1,10 +1,13 @@
 //! UNLINK and RMDIR.
 
 use super::Union;
+use super::links::Plink;
 use super::names::{Leaving, unname};
 use super::namespace::Need;
 use crate::branch::Branch;
-use crate::branch::store::{Record, remove_contents};
+use crate::branch::log::{Record, Source};
+use crate::branch::plinks::plink_name;
+use crate::branch::store::remove_contents;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
 use crate::node::{Namespace, Node, Place, Present};
@@ -118,7 +121,7 @@ impl Union {
             // The name is still there on its branch, only hidden.
             let delta = self.links.change_delta(id, -1);
             if stat.nlink > 1 {
-                self.record_delta(target, id, delta);
+                self.record_delta(target, self.inos.source(stat), delta);
             }
             if node.is_some() && stat.nlink as i32 + delta <= 0 {
                 self.links.mark_unnamed(id);
@@ -127,18 +130,18 @@ impl Union {
             self.record_gone(target, stat.ino);
         }
         if let (Some(plink), Some(node)) = (plink, node) {
-            self.drop_unused_plink(node, plink.branch, plink.real);
+            self.drop_unused_plink(node, plink);
         }
     }
 
     /// Records a delta on `branch`. What another writable branch may have recorded of the same file
     /// is void.
-    pub(super) fn record_delta(&self, branch: &Branch, node: NodeId, delta: i32) {
+    pub(super) fn record_delta(&self, branch: &Branch, source: Source, delta: i32) {
         let stack = self.stack();
         for other in stack.branches() {
             let Some(store) = &other.store else { continue };
             let delta = if other.id == branch.id { delta } else { 0 };
-            if let Err(err) = store.record(Record::Links { node, delta }) {
+            if let Err(err) = store.record(Record::Links { source, delta }) {
                 log::warn!(
                     "{}: cannot record a link count: {err}",
                     other.path.display()
@@ -156,8 +159,8 @@ impl Union {
     }
 
     /// A pseudo-link that no name needs any more is removed; the node keeps a descriptor.
-    fn drop_unused_plink(&self, node: &Arc<Node>, branch: BranchId, real: u64) {
-        let Ok((holder, stat)) = self.plink_stat(node, branch, real) else {
+    fn drop_unused_plink(&self, node: &Arc<Node>, plink: Plink) {
+        let Ok((holder, stat)) = self.plink_stat(node, plink) else {
             return;
         };
         if self.links.nlink(node, &stat) > 0 {
@@ -168,25 +171,17 @@ impl Union {
         {
             node.update_home(|h| (h.linked, h.place) = (false, Place::Pinned(fd)));
         }
-        self.remove_plink(node, &holder, real);
-        self.set_delta(node, &holder, 0);
+        self.remove_plink(node, &holder, plink.real);
+        self.set_delta(node, &holder, plink.source, 0);
         if self.inos.drop_origin(stat.dev, stat.ino, stat.btime) {
             self.record_gone(&holder, stat.ino);
         }
     }
 
-    fn plink_stat(
-        &self,
-        node: &Node,
-        branch: BranchId,
-        real: u64,
-    ) -> Result<(Arc<Branch>, RealStat)> {
-        let branch = self.branch(branch)?;
+    fn plink_stat(&self, node: &Node, plink: Plink) -> Result<(Arc<Branch>, RealStat)> {
+        let branch = self.branch(plink.branch)?;
         let store = branch.store.as_ref().ok_or(Errno::STALE)?;
-        let stat = stat_at(
-            store.plinks(),
-            &crate::branch::store::plink_name(node.id, real),
-        )?;
+        let stat = stat_at(store.plinks(), &plink_name(node.id, plink.real))?;
         Ok((branch, stat))
     }
 

@@ -11,7 +11,8 @@ use super::names::{Leaving, unname};
 use super::namespace::Need;
 use super::remove::discard_dir;
 use crate::branch::Branch;
-use crate::branch::store::{plink_name, remove_contents};
+use crate::branch::plinks::plink_name;
+use crate::branch::store::remove_contents;
 use crate::errno::{Errno, Result};
 use crate::node::index::{BranchList, Found};
 use crate::node::{Layer, Layers, Namespace, Node, Place, Present};
@@ -288,6 +289,7 @@ impl Union {
         }
         let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
         let dir = self.dir_fd_on(at.dir, branch.id)?;
+        let plink = self.links.plink(node.id).ok_or(Errno::STALE)?;
         let real = node.inode().1;
         rustix::fs::linkat(
             store.plinks(),
@@ -296,7 +298,8 @@ impl Union {
             at.name,
             AtFlags::empty(),
         )?;
-        self.set_delta(node, branch, self.links.delta(node.id) - 1);
+        let delta = self.links.delta(node.id) - 1;
+        self.set_delta(node, branch, plink.source, delta);
         node.update_home(|h| {
             (h.parent, h.name) = (Some(at.dir.clone()), Name::from_slice(at.name));
             (h.linked, h.place) = (true, Place::Named);

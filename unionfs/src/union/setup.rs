@@ -1,13 +1,14 @@
 //! Building a union from what was asked for.
 
 use super::copyup::CopyUps;
-use super::links::LinkTable;
+use super::links::{LinkTable, Plink};
 use super::names::KnownNames;
 use super::open::OpenTable;
 use super::redirect::Redirects;
 use super::{FOREVER, Union};
+use crate::branch::Branch;
+use crate::branch::log::{Recovered, Source};
 use crate::branch::open::open_all;
-use crate::branch::{Branch, store::Recovered};
 use crate::errno::Errno;
 use crate::ino::InoMap;
 use crate::node::{FdCache, Home, Layer, Layers, Node, NodeTable, Place};
@@ -17,6 +18,7 @@ use crate::stack::Stack;
 use crate::sys::{Name, creds};
 use crate::types::{Kind, NodeId};
 use parking_lot::{Mutex, RwLock};
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -38,8 +40,9 @@ impl Union {
             .iter()
             .filter(|b| b.writable())
             .chain(branches.iter());
-        let inos = InoMap::new(first.map(|b| b.dev));
+        let inos = InoMap::new(first.map(|b| (b.dev, b.fs)));
         let (links, redirects) = (LinkTable::default(), Redirects::default());
+        number_sources(&opened, &inos);
         for (branch, recovered) in &opened {
             recover(branch, recovered, &inos, &links);
             redirects.load(branch)?;
@@ -144,18 +147,54 @@ fn descriptor_budget() -> usize {
         .clamp(64, 4096)
 }
 
+/// Gives every recorded source its number, in an order that does not change from mount to mount: of
+/// two with one inode number the younger keeps it.
+fn number_sources(opened: &[(Arc<Branch>, Recovered)], inos: &InoMap) {
+    let origins = opened.iter().flat_map(|(_, r)| r.origins.values());
+    let links = opened.iter().flat_map(|(_, r)| r.links.keys());
+    let mut sources: Vec<Source> = origins.map(|o| o.source).chain(links.copied()).collect();
+    sources.sort_unstable_by_key(|s| (s.fs, s.ino, Reverse(s.btime)));
+    for source in &sources {
+        inos.node_of(source);
+    }
+}
+
+/// Takes over what a branch remembers. What concerns filesystems that are no branches now waits in
+/// its log.
 fn recover(branch: &Arc<Branch>, recovered: &Recovered, inos: &InoMap, links: &LinkTable) {
-    for (&real, &origin) in &recovered.origins {
-        inos.set_origin(branch.dev, real, origin);
-    }
-    for (&node, &delta) in &recovered.links {
-        links.set_delta(node, delta);
-    }
-    for &(node, real) in &recovered.plinks {
-        // A pseudo-link of the real AUFS has a number that means nothing to us.
-        if recovered.origins.get(&real).is_some_and(|o| o.node == node) {
-            links.add_plink(node, branch.id, real);
+    for (&real, origin) in &recovered.origins {
+        if let Some(node) = inos.node_of(&origin.source) {
+            inos.set_origin(branch.dev, real, *origin, node);
         }
+    }
+    for (source, &delta) in recovered.links.iter().filter(|(_, delta)| **delta != 0) {
+        if let Some(node) = inos.node_of(source) {
+            links.set_delta(node, delta);
+        }
+    }
+    for &(named, real) in &recovered.plinks {
+        let Some(origin) = recovered.origins.get(&real) else {
+            continue;
+        };
+        let (Some(node), Some(store)) = (inos.node_of(&origin.source), &branch.store) else {
+            continue;
+        };
+        if node != named
+            && let Err(err) = store.renumber_plink(named, node, real)
+        {
+            log::warn!(
+                "{}: pseudo-link {}.{real} cannot be renamed: {err}",
+                branch.path.display(),
+                named.0
+            );
+            continue;
+        }
+        let plink = Plink {
+            branch: branch.id,
+            real,
+            source: origin.source,
+        };
+        links.add_plink(node, plink);
     }
 }
 
