@@ -7,22 +7,20 @@
 
 use super::Union;
 use super::create::first_of;
+use super::moves::{Move, move_on_branch};
 use super::names::{Leaving, unname};
 use super::namespace::Need;
-use super::remove::discard_dir;
 use crate::branch::Branch;
 use crate::branch::plinks::plink_name;
-use crate::branch::store::remove_contents;
 use crate::errno::{Errno, Result};
 use crate::node::index::{BranchList, Found};
 use crate::node::{Layer, Layers, Namespace, Node, Place, Present};
-use crate::spec::{DirOpaque, Format};
+use crate::spec::DirOpaque;
 use crate::sys::Name;
 use crate::sys::stat::stat_at;
 use crate::types::*;
 use parking_lot::{MutexGuard, RwLockWriteGuard};
-use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, RenameFlags as SysFlags};
+use rustix::fs::AtFlags;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -30,13 +28,13 @@ const RETRIES: usize = 8;
 
 /// A directory and a name in it.
 #[derive(Clone, Copy)]
-struct At<'a> {
-    dir: &'a Arc<Node>,
-    name: &'a [u8],
+pub(super) struct At<'a> {
+    pub(super) dir: &'a Arc<Node>,
+    pub(super) name: &'a [u8],
 }
 
 /// The locks of one or two directories.
-struct TwoDirs<'a> {
+pub(super) struct TwoDirs<'a> {
     _order: Option<MutexGuard<'a, ()>>,
     first: RwLockWriteGuard<'a, Namespace>,
     /// `None` when both are one.
@@ -46,14 +44,14 @@ struct TwoDirs<'a> {
 }
 
 impl TwoDirs<'_> {
-    fn source(&mut self) -> &mut Namespace {
+    pub(super) fn source(&mut self) -> &mut Namespace {
         match &mut self.second {
             Some(second) if !self.in_order => second,
             _ => &mut self.first,
         }
     }
 
-    fn target(&mut self) -> &mut Namespace {
+    pub(super) fn target(&mut self) -> &mut Namespace {
         match &mut self.second {
             Some(second) if self.in_order => second,
             _ => &mut self.first,
@@ -62,13 +60,13 @@ impl TwoDirs<'_> {
 }
 
 /// A node that this operation may be the only one to know: forgotten again at the end.
-struct Held<'a> {
+pub(super) struct Held<'a> {
     union: &'a Union,
     node: Option<Arc<Node>>,
 }
 
 impl Held<'_> {
-    fn node(&self) -> Result<&Arc<Node>> {
+    pub(super) fn node(&self) -> Result<&Arc<Node>> {
         self.node.as_ref().ok_or(Errno::STALE)
     }
 }
@@ -84,7 +82,7 @@ impl Drop for Held<'_> {
 }
 
 /// How the moved directory keeps (or gives up) its lower parts.
-enum Lower {
+pub(super) enum Lower {
     /// It has none, and must not get any at its new place unless that is harmless.
     None { opaque: bool },
     /// They stay where they are: these are the layers from now on.
@@ -219,7 +217,7 @@ impl Union {
     }
 
     /// The writable branch on which the rename happens.
-    fn rename_branch(
+    pub(super) fn rename_branch(
         &self,
         from: At<'_>,
         source: &Present,
@@ -241,7 +239,7 @@ impl Union {
     }
 
     /// Makes sure that the source is on the branch, under its name.
-    fn bring_to(&self, from: At<'_>, branch: &Arc<Branch>) -> Result<Held<'_>> {
+    pub(super) fn bring_to(&self, from: At<'_>, branch: &Arc<Branch>) -> Result<Held<'_>> {
         let (held, source) = self.hold(from)?;
         let node = held.node()?;
         self.make_dir_on(from.dir, branch.id)?;
@@ -321,7 +319,11 @@ impl Union {
         Ok(())
     }
 
-    fn lock_two<'a>(&'a self, from: &'a Arc<Node>, to: &'a Arc<Node>) -> Result<TwoDirs<'a>> {
+    pub(super) fn lock_two<'a>(
+        &'a self,
+        from: &'a Arc<Node>,
+        to: &'a Arc<Node>,
+    ) -> Result<TwoDirs<'a>> {
         if from.id == to.id {
             return Ok(TwoDirs {
                 _order: None,
@@ -441,7 +443,7 @@ impl Union {
     }
 
     /// A null device gets no name under which it would be a whiteout.
-    fn refuse_mark(&self, node: &Arc<Node>, branch: &Branch, name: &[u8]) -> Result<()> {
+    pub(super) fn refuse_mark(&self, node: &Arc<Node>, branch: &Branch, name: &[u8]) -> Result<()> {
         if node.kind == Kind::Char
             && branch.device_hides(name)
             && self.place_locked(node)?.1.stat()?.is_null_device()
@@ -472,7 +474,12 @@ impl Union {
     }
 
     /// What becomes of the lower parts of a directory that moves. EXDEV where they would be lost.
-    fn plan_lower(&self, node: &Arc<Node>, branch: &Branch, below: bool) -> Result<Lower> {
+    pub(super) fn plan_lower(
+        &self,
+        node: &Arc<Node>,
+        branch: &Branch,
+        below: bool,
+    ) -> Result<Lower> {
         if node.kind != Kind::Dir {
             return Ok(Lower::None { opaque: false });
         }
@@ -508,7 +515,12 @@ impl Union {
     }
 
     /// Marks that change nothing while the directory is still at its old place.
-    fn mark_source(&self, node: &Arc<Node>, branch: &Branch, lower: &Lower) -> Result<()> {
+    pub(super) fn mark_source(
+        &self,
+        node: &Arc<Node>,
+        branch: &Branch,
+        lower: &Lower,
+    ) -> Result<()> {
         match lower {
             Lower::None { opaque: false } => Ok(()),
             Lower::None { opaque: true } => branch.set_opaque(&*self.dir_fd_on(node, branch.id)?),
@@ -522,7 +534,7 @@ impl Union {
         }
     }
 
-    fn moved(&self, node: &Arc<Node>, to: At<'_>, lower: Lower) {
+    pub(super) fn moved(&self, node: &Arc<Node>, to: At<'_>, lower: Lower) {
         match lower {
             Lower::Redirect(layers) => node.set_layers(Layers::new(layers)),
             Lower::None { opaque: true } => {
@@ -536,72 +548,6 @@ impl Union {
             (h.linked, h.place) = (true, Place::Named);
         });
     }
-
-    /// RENAME_EXCHANGE: both names exist on the branch, then they change places at once.
-    fn try_exchange(&self, a: At<'_>, b: At<'_>) -> Result<bool> {
-        let (one, two) = (self.find(a.dir, a.name)?, self.find(b.dir, b.name)?);
-        let branch = self.rename_branch(a, &one, b, Some(&two))?;
-        let first = self.bring_to(a, &branch)?;
-        let second = self.bring_to(b, &branch)?;
-        let mut dirs = self.lock_two(a.dir, b.dir)?;
-        let Found::Present(one) = self.resolve(a.dir, dirs.source(), a.name)? else {
-            return Err(Errno::NOENT);
-        };
-        let Found::Present(two) = self.resolve(b.dir, dirs.target(), b.name)? else {
-            return Err(Errno::NOENT);
-        };
-        if one.top != branch.id || two.top != branch.id {
-            return Ok(false);
-        }
-        let (first, second) = (first.node()?, second.node()?);
-        for (to, node) in [(b, first), (a, second)] {
-            if to.dir.id == node.id || to.dir.ancestors().any(|n| n.id == node.id) {
-                return Err(Errno::INVAL);
-            }
-            self.refuse_mark(node, &branch, to.name)?;
-        }
-        let (lower_a, lower_b) = (
-            self.plan_lower(first, &branch, two.below)?,
-            self.plan_lower(second, &branch, one.below)?,
-        );
-        self.mark_source(first, &branch, &lower_a)?;
-        self.mark_source(second, &branch, &lower_b)?;
-        let (fd_a, fd_b) = (
-            self.dir_fd_on(a.dir, branch.id)?,
-            self.dir_fd_on(b.dir, branch.id)?,
-        );
-        rustix::fs::renameat_with(&fd_a, a.name, &fd_b, b.name, SysFlags::EXCHANGE)?;
-        self.before_rename(first, a.dir, a.name);
-        self.before_rename(second, b.dir, b.name);
-        self.moved(first, b, lower_a);
-        self.moved(second, a, lower_b);
-        let layers = BranchList::from_slice(&[branch.id]);
-        if let Some(index) = &mut dirs.source().index {
-            index.set(
-                a.name,
-                &Present {
-                    kind: two.kind,
-                    real: two.real,
-                    layers: layers.clone(),
-                    ..one
-                },
-            );
-        }
-        if let Some(index) = &mut dirs.target().index {
-            index.set(
-                b.name,
-                &Present {
-                    kind: one.kind,
-                    real: one.real,
-                    layers,
-                    ..two
-                },
-            );
-        }
-        self.restamp(a.dir, dirs.source(), branch.id);
-        self.restamp(b.dir, dirs.target(), branch.id);
-        Ok(true)
-    }
 }
 
 fn check_kinds(source: Kind, dest: Kind) -> Result<()> {
@@ -610,84 +556,4 @@ fn check_kinds(source: Kind, dest: Kind) -> Result<()> {
         (false, true) => Err(Errno::ISDIR),
         _ => Ok(()),
     }
-}
-
-/// One rename on one branch.
-struct Move<'a> {
-    from: &'a OwnedFd,
-    old: &'a [u8],
-    to: &'a OwnedFd,
-    new: &'a [u8],
-    is_dir: bool,
-    /// The old name must be hidden afterwards.
-    whiteout: bool,
-    /// A directory (empty but for marks) is replaced.
-    over_dir: bool,
-    /// The new name has a whiteout.
-    hidden: bool,
-}
-
-fn move_on_branch(branch: &Branch, m: &Move<'_>) -> Result<()> {
-    if m.over_dir {
-        clear_marks(branch, m.to, m.new)?;
-    }
-    let device_at_target = m.hidden && stat_at(m.to, m.new).is_ok_and(|s| s.is_null_device());
-    if device_at_target && m.is_dir {
-        // The device and the directory change places: that is the whiteout of the old name.
-        rustix::fs::renameat_with(m.from, m.old, m.to, m.new, SysFlags::EXCHANGE)?;
-        if !m.whiteout {
-            rustix::fs::unlinkat(m.from, m.old, AtFlags::empty())?;
-        }
-        return branch.remove_whiteout(m.to, m.new);
-    }
-    let separate = branch.whiteout_is_separate(m.old);
-    if m.whiteout && separate {
-        branch.make_whiteout(m.from, m.old)?;
-    }
-    let renamed = if m.whiteout && !separate {
-        rename_leaving_device(branch, m)
-    } else {
-        rustix::fs::renameat(m.from, m.old, m.to, m.new)
-    };
-    if let Err(err) = renamed {
-        if m.whiteout && separate {
-            let _ = branch.remove_whiteout(m.from, m.old);
-        }
-        return Err(err);
-    }
-    if m.hidden || m.over_dir {
-        branch.remove_whiteout(m.to, m.new)
-    } else {
-        Ok(())
-    }
-}
-
-/// RENAME_WHITEOUT leaves the device in the same step; where it may not, a whiteout file is made first.
-fn rename_leaving_device(branch: &Branch, m: &Move<'_>) -> Result<()> {
-    match rustix::fs::renameat_with(m.from, m.old, m.to, m.new, SysFlags::WHITEOUT) {
-        Err(Errno::PERM | Errno::INVAL | Errno::OPNOTSUPP) => {
-            let mark = crate::whiteout::whiteout_name(m.old).ok_or(Errno::NAMETOOLONG)?;
-            branch.make_whiteout_file(m.from, &mark)?;
-            rustix::fs::renameat(m.from, m.old, m.to, m.new)
-        }
-        other => other,
-    }
-}
-
-/// Empties a directory of its marks without changing what the union shows: first it is made opaque
-/// by a mark that does not lie in it.
-fn clear_marks(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
-    let fd = crate::sys::loc::open_subdir(dir, name)?;
-    let _unlocked = crate::sys::Unlocked::of_user(&fd);
-    super::remove::refuse_strangers(branch, dir, name)?;
-    if branch.format == Format::Aufs && branch.whiteout_is_separate(name) {
-        branch.make_whiteout(dir, name)?;
-        return remove_contents(&fd);
-    }
-    if branch.format == Format::Overlay && branch.set_opaque_attribute(&fd) {
-        return remove_contents(&fd);
-    }
-    // No mark can be made outside: the directory is taken away whole. (Its name is free for a
-    // moment, and a crash then shows what is below.)
-    discard_dir(branch, dir, name)
 }

@@ -1,0 +1,76 @@
+//! RENAME2 with `RENAME_EXCHANGE`.
+
+use super::Union;
+use super::rename::At;
+use crate::errno::{Errno, Result};
+use crate::node::Present;
+use crate::node::index::{BranchList, Found};
+use rustix::fs::RenameFlags as SysFlags;
+
+impl Union {
+    /// RENAME_EXCHANGE: both names exist on the branch, then they change places at once.
+    pub(super) fn try_exchange(&self, a: At<'_>, b: At<'_>) -> Result<bool> {
+        let (one, two) = (self.find(a.dir, a.name)?, self.find(b.dir, b.name)?);
+        let branch = self.rename_branch(a, &one, b, Some(&two))?;
+        let first = self.bring_to(a, &branch)?;
+        let second = self.bring_to(b, &branch)?;
+        let mut dirs = self.lock_two(a.dir, b.dir)?;
+        let Found::Present(one) = self.resolve(a.dir, dirs.source(), a.name)? else {
+            return Err(Errno::NOENT);
+        };
+        let Found::Present(two) = self.resolve(b.dir, dirs.target(), b.name)? else {
+            return Err(Errno::NOENT);
+        };
+        if one.top != branch.id || two.top != branch.id {
+            return Ok(false);
+        }
+        let (first, second) = (first.node()?, second.node()?);
+        for (to, node) in [(b, first), (a, second)] {
+            if to.dir.id == node.id || to.dir.ancestors().any(|n| n.id == node.id) {
+                return Err(Errno::INVAL);
+            }
+            self.refuse_mark(node, &branch, to.name)?;
+        }
+        let (lower_a, lower_b) = (
+            self.plan_lower(first, &branch, two.below)?,
+            self.plan_lower(second, &branch, one.below)?,
+        );
+        self.mark_source(first, &branch, &lower_a)?;
+        self.mark_source(second, &branch, &lower_b)?;
+        let (fd_a, fd_b) = (
+            self.dir_fd_on(a.dir, branch.id)?,
+            self.dir_fd_on(b.dir, branch.id)?,
+        );
+        rustix::fs::renameat_with(&fd_a, a.name, &fd_b, b.name, SysFlags::EXCHANGE)?;
+        self.before_rename(first, a.dir, a.name);
+        self.before_rename(second, b.dir, b.name);
+        self.moved(first, b, lower_a);
+        self.moved(second, a, lower_b);
+        let layers = BranchList::from_slice(&[branch.id]);
+        if let Some(index) = &mut dirs.source().index {
+            index.set(
+                a.name,
+                &Present {
+                    kind: two.kind,
+                    real: two.real,
+                    layers: layers.clone(),
+                    ..one
+                },
+            );
+        }
+        if let Some(index) = &mut dirs.target().index {
+            index.set(
+                b.name,
+                &Present {
+                    kind: one.kind,
+                    real: one.real,
+                    layers,
+                    ..two
+                },
+            );
+        }
+        self.restamp(a.dir, dirs.source(), branch.id);
+        self.restamp(b.dir, dirs.target(), branch.id);
+        Ok(true)
+    }
+}

@@ -1,0 +1,88 @@
+//! What a copy takes over besides the data: owner, mode, times and extended attributes.
+
+use super::Union;
+use crate::branch::Branch;
+use crate::errno::{Errno, Result};
+use crate::spec::IgnoreXattr;
+use crate::sys::{Loc, RealStat};
+use crate::types::{Kind, SetTime};
+
+impl Union {
+    /// Owner, attributes, mode and times, in the order in which none undoes another.
+    pub(super) fn copy_metadata(
+        &self,
+        target: &Branch,
+        source_branch: &Branch,
+        from: &Loc,
+        to: &Loc,
+        stat: &RealStat,
+    ) -> Result<()> {
+        let mut mode = stat.mode & 0o7777;
+        let owned = match to.chown(Some(stat.uid), Some(stat.gid)) {
+            Ok(()) => true,
+            // A user's daemon cannot keep a foreign owner (no such id in its map): then nothing
+            // that gives the owner's power may be kept either.
+            Err(Errno::PERM | Errno::INVAL) => {
+                mode &= !(libc::S_ISUID | libc::S_ISGID);
+                false
+            }
+            Err(err) => return Err(err),
+        };
+        self.copy_xattrs(target, source_branch, from, to, owned)?;
+        if stat.kind() != Kind::Symlink {
+            to.chmod(mode)?;
+        }
+        to.set_times(Some(SetTime::At(stat.atime)), Some(SetTime::At(stat.mtime)))
+    }
+
+    fn copy_xattrs(
+        &self,
+        target: &Branch,
+        source_branch: &Branch,
+        from: &Loc,
+        to: &Loc,
+        owned: bool,
+    ) -> Result<()> {
+        let names = match from.xattrs(|x| x.list()) {
+            Ok(names) => names,
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
+            Err(err) => return Err(err),
+        };
+        for name in names.split(|b| *b == 0).filter(|n| !n.is_empty()) {
+            let mark =
+                source_branch.format == crate::spec::Format::Overlay && super::xattr::is_mark(name);
+            if mark || (!owned && name == b"security.capability") {
+                continue;
+            }
+            let copied = from
+                .xattrs(|x| x.get(name))
+                .and_then(|value| to.xattrs(|x| x.set(name, &value, 0)));
+            match copied {
+                Ok(()) | Err(Errno::NODATA) => {}
+                Err(Errno::OPNOTSUPP) => {
+                    log::debug!(
+                        "{}: no place for attribute {}",
+                        target.path.display(),
+                        String::from_utf8_lossy(name)
+                    );
+                }
+                Err(err)
+                    if !matches!(err, Errno::NOMEM | Errno::DQUOT)
+                        && ignores_xattr(target, name) => {}
+                Err(err) => return Err(err),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn ignores_xattr(target: &Branch, name: &[u8]) -> bool {
+    let class = match name.split(|b| *b == b'.').next() {
+        Some(b"security") => IgnoreXattr::SECURITY,
+        Some(b"system") => IgnoreXattr::SYSTEM,
+        Some(b"trusted") => IgnoreXattr::TRUSTED,
+        Some(b"user") => IgnoreXattr::USER,
+        _ => IgnoreXattr::OTHER,
+    };
+    target.perm.ignore_xattr.contains(class)
+}

@@ -1,0 +1,93 @@
+//! The system calls of a rename on one branch, in an order that shows the old tree or the new.
+
+use super::remove::{discard_dir, refuse_strangers};
+use crate::branch::Branch;
+use crate::branch::store::remove_contents;
+use crate::errno::{Errno, Result};
+use crate::spec::Format;
+use crate::sys::Unlocked;
+use crate::sys::loc::open_subdir;
+use crate::sys::stat::stat_at;
+use rustix::fd::OwnedFd;
+use rustix::fs::{AtFlags, RenameFlags as SysFlags};
+
+/// One rename on one branch.
+pub(super) struct Move<'a> {
+    pub(super) from: &'a OwnedFd,
+    pub(super) old: &'a [u8],
+    pub(super) to: &'a OwnedFd,
+    pub(super) new: &'a [u8],
+    pub(super) is_dir: bool,
+    /// The old name must be hidden afterwards.
+    pub(super) whiteout: bool,
+    /// A directory (empty but for marks) is replaced.
+    pub(super) over_dir: bool,
+    /// The new name has a whiteout.
+    pub(super) hidden: bool,
+}
+
+/// Does it.
+pub(super) fn move_on_branch(branch: &Branch, m: &Move<'_>) -> Result<()> {
+    if m.over_dir {
+        clear_marks(branch, m.to, m.new)?;
+    }
+    let device_at_target = m.hidden && stat_at(m.to, m.new).is_ok_and(|s| s.is_null_device());
+    if device_at_target && m.is_dir {
+        // The device and the directory change places: that is the whiteout of the old name.
+        rustix::fs::renameat_with(m.from, m.old, m.to, m.new, SysFlags::EXCHANGE)?;
+        if !m.whiteout {
+            rustix::fs::unlinkat(m.from, m.old, AtFlags::empty())?;
+        }
+        return branch.remove_whiteout(m.to, m.new);
+    }
+    let separate = branch.whiteout_is_separate(m.old);
+    if m.whiteout && separate {
+        branch.make_whiteout(m.from, m.old)?;
+    }
+    let renamed = if m.whiteout && !separate {
+        rename_leaving_device(branch, m)
+    } else {
+        rustix::fs::renameat(m.from, m.old, m.to, m.new)
+    };
+    if let Err(err) = renamed {
+        if m.whiteout && separate {
+            let _ = branch.remove_whiteout(m.from, m.old);
+        }
+        return Err(err);
+    }
+    if m.hidden || m.over_dir {
+        branch.remove_whiteout(m.to, m.new)
+    } else {
+        Ok(())
+    }
+}
+
+/// RENAME_WHITEOUT leaves the device in the same step; where it may not, a whiteout file is made first.
+fn rename_leaving_device(branch: &Branch, m: &Move<'_>) -> Result<()> {
+    match rustix::fs::renameat_with(m.from, m.old, m.to, m.new, SysFlags::WHITEOUT) {
+        Err(Errno::PERM | Errno::INVAL | Errno::OPNOTSUPP) => {
+            let mark = crate::whiteout::whiteout_name(m.old).ok_or(Errno::NAMETOOLONG)?;
+            branch.make_whiteout_file(m.from, &mark)?;
+            rustix::fs::renameat(m.from, m.old, m.to, m.new)
+        }
+        other => other,
+    }
+}
+
+/// Empties a directory of its marks without changing what the union shows: first it is made opaque
+/// by a mark that does not lie in it.
+fn clear_marks(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
+    let fd = open_subdir(dir, name)?;
+    let _unlocked = Unlocked::of_user(&fd);
+    refuse_strangers(branch, dir, name)?;
+    if branch.format == Format::Aufs && branch.whiteout_is_separate(name) {
+        branch.make_whiteout(dir, name)?;
+        return remove_contents(&fd);
+    }
+    if branch.format == Format::Overlay && branch.set_opaque_attribute(&fd) {
+        return remove_contents(&fd);
+    }
+    // No mark can be made outside: the directory is taken away whole. (Its name is free for a
+    // moment, and a crash then shows what is below.)
+    discard_dir(branch, dir, name)
+}
