@@ -158,6 +158,28 @@ fn a_copy_that_is_taken_away_shows_the_lower_file_again() {
 }
 
 #[test]
+fn a_file_is_reached_after_one_of_its_names_was_taken_away() {
+    if !is_root() {
+        return;
+    }
+    for branch in ["c", "a"] {
+        let mut t = Fixture::new();
+        t.put_dir("a");
+        t.put_dir("c");
+        t.put(&format!("{branch}/d/x"), "data");
+        t.put_link(&format!("{branch}/d/x"), &format!("{branch}/y"));
+        t.open(&["c=rw", "a=ro"], "udba=reval:0");
+        let node = t.node("d/x");
+        assert_eq!(t.node("y"), node);
+        t.take(&format!("{branch}/d/x"));
+        assert_eq!(t.union().getattr(node).unwrap().nlink, 1);
+        assert_eq!(t.read("y"), "data");
+        t.write_node(node, "new").unwrap();
+        assert_eq!(t.read("y"), "new");
+    }
+}
+
+#[test]
 fn a_name_made_below_a_whiteout_of_a_higher_branch_is_there_after_reopening() {
     if !is_root() {
         return;

@@ -107,7 +107,7 @@ impl Union {
         loop {
             let home = node.home();
             let named = matches!(home.place, Place::Named);
-            let _guard = match (&home.parent, named) {
+            let guard = match (&home.parent, named) {
                 (Some(parent), true) => Some(parent.dir().ok_or(Errno::STALE)?.ns.read()),
                 _ => None,
             };
@@ -115,8 +115,15 @@ impl Union {
                 continue;
             }
             let branch = self.branch(home.branch)?;
-            let loc = self.loc_of(node, &home, &branch)?;
-            return self.with_descriptors(|| f(&branch, &loc));
+            let done = self
+                .loc_of(node, &home, &branch)
+                .and_then(|loc| self.with_descriptors(|| f(&branch, &loc)));
+            drop(guard);
+            match done {
+                // The name was removed behind the union's back; the file may have others.
+                Err(Errno::NOENT | Errno::STALE) if self.take_other_name(node, &[]) => {}
+                other => return other,
+            }
         }
     }
 

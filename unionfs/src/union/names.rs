@@ -120,7 +120,7 @@ impl Union {
     }
 
     /// Has a file reached by another of its names. Does not wait for any lock.
-    fn take_other_name(&self, node: &Node, locked: &[NodeId]) -> bool {
+    pub(super) fn take_other_name(&self, node: &Node, locked: &[NodeId]) -> bool {
         let home = node.home();
         if !matches!(home.place, Place::Named) {
             return false;
