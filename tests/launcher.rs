@@ -729,6 +729,7 @@ fn a_container_in_a_container() {
         text(&output)
     );
     // With ids of its own it does not, and gets a /proc of its own.
+    let _fuse = OpenFuse::new();
     let mapped = [&nest[..], &["--uidmap", "0:200000:65536"]].concat();
     let output = world.ulaunch(&[&mapped[..], &["sh", "-c", settings]].concat());
     assert_eq!(code(&output), 1, "{}", text(&output));
@@ -787,10 +788,38 @@ fn what_the_caller_is_like_changes_nothing() {
     world.assert_empty();
 }
 
+/// /dev/fuse is open to everybody while one of these lives, as udev leaves it on ordinary hosts.
+struct OpenFuse;
+
+/// How many there are, and the mode to go back to. Tests run side by side.
+static OPEN_FUSE: std::sync::Mutex<(u32, u32)> = std::sync::Mutex::new((0, 0));
+
+impl OpenFuse {
+    fn new() -> Self {
+        let mut open = OPEN_FUSE.lock().unwrap();
+        if open.0 == 0 {
+            open.1 = fs::metadata("/dev/fuse").unwrap().mode() & 0o777;
+            fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).unwrap();
+        }
+        open.0 += 1;
+        Self
+    }
+}
+
+impl Drop for OpenFuse {
+    fn drop(&mut self) {
+        let mut open = OPEN_FUSE.lock().unwrap();
+        open.0 -= 1;
+        if open.0 == 0 {
+            let _ = fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(open.1));
+        }
+    }
+}
+
 /// A user that exists for one test.
 struct TempUser {
     name: String,
-    fuse_mode: u32,
+    _fuse: OpenFuse,
 }
 
 impl TempUser {
@@ -800,11 +829,9 @@ impl TempUser {
             .status()
             .unwrap();
         assert!(status.success());
-        let fuse_mode = fs::metadata("/dev/fuse").unwrap().mode() & 0o777;
-        fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).unwrap();
         Self {
             name: name.into(),
-            fuse_mode,
+            _fuse: OpenFuse::new(),
         }
     }
 
@@ -841,7 +868,6 @@ impl TempUser {
 impl Drop for TempUser {
     fn drop(&mut self) {
         self.set_range(None);
-        let _ = fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(self.fuse_mode));
         let _ = Command::new("userdel")
             .args(["-r", &self.name])
             .stderr(Stdio::null())

@@ -326,9 +326,17 @@ fn a_panic_costs_one_request() {
         kernel.request(op::IOCTL, 1, &ioctl(9)).errno(),
         Some(Errno::NOTTY)
     );
-    let stats = kernel.stats.snapshot();
-    let counted = stats.iter().find(|stats| stats.op == Op::Ioctl).unwrap();
-    assert_eq!((counted.count, counted.errors), (3, 2));
+    // A request is counted after its reply is sent.
+    let counted = || {
+        let stats = kernel.stats.snapshot();
+        let ioctl = stats.iter().find(|stats| stats.op == Op::Ioctl);
+        ioctl.map_or((0, 0), |stats| (stats.count, stats.errors))
+    };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    while counted() != (3, 2) && std::time::Instant::now() < deadline {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    assert_eq!(counted(), (3, 2));
 }
 
 #[test]
