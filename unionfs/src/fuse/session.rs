@@ -125,8 +125,21 @@ fn run(
     if let Some(notify) = notify {
         notify.stop();
     }
-    end.map(|()| ServeEnd::Unmounted)
-        .map_err(|error| system("the FUSE connection failed", &error))
+    match end {
+        Err(error) if !connection_ended(&error) => {
+            Err(system("the FUSE connection failed", &error))
+        }
+        _ => Ok(ServeEnd::Unmounted),
+    }
+}
+
+/// What a worker meets when the last user of the mount goes in the moment in which it answers or
+/// asks for the next request: no failure, the same end (fs/fuse/dev.c).
+fn connection_ended(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ECONNABORTED | libc::ENODEV | libc::ENOTCONN)
+    )
 }
 
 /// Can each worker open a device of its own?
