@@ -7,6 +7,10 @@ use crate::spec::IgnoreXattr;
 use crate::sys::{Loc, RealStat};
 use crate::types::{Kind, SetTime};
 
+/// What the kernel shows for owners without an id in the user namespace
+/// (/proc/sys/kernel/overflowuid).
+const OVERFLOW_ID: u32 = 65_534;
+
 impl Union {
     /// Owner, attributes, mode and times, in the order in which none undoes another.
     pub(super) fn copy_metadata(
@@ -18,8 +22,14 @@ impl Union {
         stat: &RealStat,
     ) -> Result<()> {
         let mut mode = stat.mode & 0o7777;
+        let foreign = self.in_userns && [stat.uid, stat.gid].contains(&OVERFLOW_ID);
         let owned = match to.chown(Some(stat.uid), Some(stat.gid)) {
-            Ok(()) => true,
+            Ok(()) if !foreign => true,
+            // The owner has no id here and the copy got the one that stands for all of those.
+            Ok(()) => {
+                mode &= !(libc::S_ISUID | libc::S_ISGID);
+                false
+            }
             // A user's daemon cannot keep a foreign owner (no such id in its map): then nothing
             // that gives the owner's power may be kept either.
             Err(Errno::PERM | Errno::INVAL) => {

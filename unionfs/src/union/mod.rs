@@ -64,6 +64,8 @@ pub struct Union {
     hidden: Vec<(u64, u64)>,
     /// May the daemon give files to others?
     privileged: bool,
+    /// Some owners have no id here.
+    in_userns: bool,
 }
 
 /// "For ever", as far as a kernel cache is concerned.
