@@ -49,6 +49,17 @@ impl Scratch {
         self.0.path().join(name)
     }
 
+    /// A served mount of which the caller has the process.
+    fn in_foreground(&self) -> Child {
+        let child = self
+            .command(&["-f", "-o", "br=rw=rw:ro=ro", "m"])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        eventually("the mount", || self.path("m/file").exists());
+        child
+    }
+
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_uaufs"));
         command
@@ -155,12 +166,7 @@ fn signals_end_the_foreground() {
         return;
     };
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let mut child = scratch
-            .command(&["-f", "-o", "br=rw=rw:ro=ro", "m"])
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        eventually("the mount", || scratch.path("m/file").exists());
+        let mut child = scratch.in_foreground();
         kill(Pid::from_raw(child.id() as i32), Signal::SIGHUP).unwrap();
         assert!(scratch.path("m/file").exists(), "SIGHUP is ignored");
         assert_eq!(stop(&mut child, signal), 0);
@@ -173,12 +179,7 @@ fn a_busy_mount_is_served_until_its_last_user_is_gone() {
     let Some(scratch) = Scratch::new() else {
         return;
     };
-    let mut child = scratch
-        .command(&["-f", "-o", "br=rw=rw:ro=ro", "m"])
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    eventually("the mount", || scratch.path("m/file").exists());
+    let mut child = scratch.in_foreground();
     let mut file = fs::File::open(scratch.path("m/file")).unwrap();
     kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
     eventually("the mount is out of sight", || !scratch.mounted());
@@ -196,12 +197,7 @@ fn a_dead_mount_is_named_and_can_be_unmounted() {
     let Some(scratch) = Scratch::new() else {
         return;
     };
-    let mut child = scratch
-        .command(&["-f", "-o", "br=rw=rw:ro=ro", "m"])
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    eventually("the mount", || scratch.path("m/file").exists());
+    let mut child = scratch.in_foreground();
     child.kill().unwrap();
     child.wait().unwrap();
     let output = scratch.run(&["-o", "br=rw=rw:ro=ro", "m"]);

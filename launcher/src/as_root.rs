@@ -31,10 +31,7 @@ pub fn as_container_root(maps: &Maps, work: impl FnOnce() -> Result<()>) -> Resu
         .and_then(|()| ours.receive::<Result<(), String>>());
     // The end of the connection ends a child that still waits.
     drop(ours);
-    let _ = rustix::process::waitpid(
-        rustix::process::Pid::from_raw(child.pid),
-        rustix::process::WaitOptions::empty(),
-    );
+    child.reap();
     match result? {
         Some(Ok(())) => Ok(()),
         Some(Err(message)) => bail!("{message}"),

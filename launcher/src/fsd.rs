@@ -16,6 +16,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 use unionfs::fuse::{IoPlan, MountRequest, ServeConfig, mount_detached, plan, serve};
 use unionfs::spec::{IdMap, IdRange, MountFlags, MountSpec};
+use unionfs::sys::creds::OVERFLOW_ID;
 use unionfs::union::Union;
 
 /// The hidden subcommand.
@@ -127,9 +128,6 @@ fn id_map(ranges: &[IdMapping]) -> IdMap {
     };
     IdMap(ranges.iter().map(range).collect())
 }
-
-/// The id that the kernel shows for owners without one (/proc/sys/kernel/overflowuid).
-const OVERFLOW_ID: u32 = 65_534;
 
 /// All ids as they are, but the overflow id as 0. New files of 0 belong to 0, since the first range
 /// that fits is taken.

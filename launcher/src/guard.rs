@@ -53,8 +53,7 @@ impl Guard {
     /// The launcher has cleaned up by itself.
     pub fn dismiss(self) {
         let _ = self.channel.send(&Go);
-        let pid = rustix::process::Pid::from_raw(self.process.pid);
-        let _ = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty());
+        self.process.reap();
     }
 }
 

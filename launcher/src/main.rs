@@ -15,7 +15,6 @@ mod ostext;
 mod outer;
 mod parse;
 mod plan;
-mod remove;
 mod run;
 mod selfexe;
 mod spec;

@@ -6,7 +6,6 @@ use crate::console::{self, plain};
 use crate::diff::{self, Lower};
 use crate::error::Explain;
 use crate::guard;
-use crate::remove;
 use crate::spec::Root;
 use crate::state::{Record, Status, Store};
 use crate::sys;
@@ -17,6 +16,7 @@ use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
+use unionfs::sys::remove;
 
 /// How often a container without a descriptor to wait on is looked at.
 const LOOK: Duration = Duration::from_millis(50);

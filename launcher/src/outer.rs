@@ -17,6 +17,7 @@ use crate::sys::{self, ChildProcess, Cloned};
 use anyhow::{Context, Result, bail};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use unionfs::sys::mount_attr;
 
 /// What the process is given.
 pub struct Outer<'a> {
@@ -76,10 +77,10 @@ impl Outer<'_> {
     fn directory(&self, path: &Path) -> Result<OwnedFd> {
         let what = || format!("--rootfs {}", path.display());
         let mount = mount::clone_host(path, true).remedy(what, |_| "give an existing directory")?;
-        mount::restrict(&mount, sys::MOUNT_ATTR_NODEV, true).explain(what)?;
+        mount::restrict(&mount, mount_attr::NODEV, true).explain(what)?;
         if let UsernsPlan::Inner(maps) = &self.plan.userns {
             let namespace = userns::namespace_with(maps)?;
-            sys::mount_idmap(mount.as_fd(), namespace.as_fd()).remedy(
+            mount_attr::set_idmap(mount.as_fd(), namespace.as_fd()).remedy(
                 || format!("{}: shifting the ids (idmapped mount)", what()),
                 |_| "this filesystem or kernel cannot: use --branch, or --userns host",
             )?;

@@ -317,8 +317,7 @@ impl Drop for Family {
         // The youngest first: init, then the daemon that serves it.
         while let Some(child) = self.0.pop() {
             let _ = sys::pidfd_signal(child.pidfd.as_fd(), libc::SIGKILL);
-            let pid = rustix::process::Pid::from_raw(child.pid);
-            let _ = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty());
+            child.reap();
         }
     }
 }

@@ -210,7 +210,7 @@ impl Store {
         match self.make(record, layer) {
             Ok(()) => Ok(alive),
             Err(error) => {
-                let _ = crate::remove::tree(&self.directory(&record.id));
+                let _ = unionfs::sys::remove::tree(&self.directory(&record.id));
                 self.forget_alive(&record.id);
                 Err(error)
             }
@@ -256,7 +256,7 @@ impl Store {
         let _lock = self.lock_all()?;
         for (id, dir) in entries(&self.containers())? {
             if dir.is_dir() && !dir.join("state.json").exists() && !self.is_alive(&id) {
-                let _ = crate::remove::tree(&dir);
+                let _ = unionfs::sys::remove::tree(&dir);
             }
         }
         for (name, _) in entries(&self.run)? {

@@ -11,7 +11,6 @@ use crate::terminal::Relay;
 use anyhow::Result;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitOptions, waitpid};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Seconds that the union daemon has for ending after the container.
@@ -57,7 +56,7 @@ impl Container {
         let end = self.wait(started);
         // Whatever it was: nothing of the container survives it.
         let _ = sys::pidfd_signal(self.init.pidfd.as_fd(), libc::SIGKILL);
-        reap(&self.init);
+        self.init.reap();
         let (daemon_died, daemon_status) = self.end_daemon();
         let oom_kills = self.oom.as_ref().map_or(0, group::oom_kills);
         let end = match end {
@@ -207,9 +206,8 @@ impl Container {
         if late {
             let _ = sys::pidfd_signal(daemon.pidfd.as_fd(), libc::SIGKILL);
         }
-        let status = match waitpid(Pid::from_raw(daemon.pid), WaitOptions::empty()) {
-            Ok(Some((_, status))) => status,
-            _ => return (false, "unknown".into()),
+        let Some(status) = daemon.reap() else {
+            return (false, "unknown".into());
         };
         match (status.terminating_signal(), status.exit_status()) {
             (Some(signal), _) => (!late, format!("signal {signal}")),
@@ -217,8 +215,4 @@ impl Container {
             _ => (false, "unknown".into()),
         }
     }
-}
-
-fn reap(child: &ChildProcess) {
-    let _ = waitpid(Pid::from_raw(child.pid), WaitOptions::empty());
 }

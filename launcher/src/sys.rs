@@ -24,6 +24,15 @@ pub struct ChildProcess {
     pub pidfd: OwnedFd,
 }
 
+impl ChildProcess {
+    /// Waits for its end and takes its status; `None` if somebody else did.
+    pub fn reap(&self) -> Option<rustix::process::WaitStatus> {
+        let pid = rustix::process::Pid::from_raw(self.pid);
+        let ended = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty());
+        ended.ok().flatten().map(|(_, status)| status)
+    }
+}
+
 /// fork(2) with namespace flags (`CLONE_NEW*`, `CLONE_PARENT`), by clone3(2).
 ///
 /// The caller must be the only thread of its process: the child goes on with ordinary Rust code.
@@ -197,70 +206,6 @@ pub fn unshare(flags: libc::c_int) -> Result<(), Errno> {
     // SAFETY: without CLONE_FILES and CLONE_FS sharing in a single-threaded process no other code
     // can observe a change of the descriptor table or the root.
     errno_result(unsafe { libc::unshare(flags) }.into()).map(drop)
-}
-
-/// Attributes of mounts, see mount_setattr(2).
-pub const MOUNT_ATTR_RDONLY: u64 = 0x1;
-/// No set-user-ID.
-pub const MOUNT_ATTR_NOSUID: u64 = 0x2;
-/// No device nodes.
-pub const MOUNT_ATTR_NODEV: u64 = 0x4;
-/// No programs.
-pub const MOUNT_ATTR_NOEXEC: u64 = 0x8;
-/// Ids are shifted by a user namespace.
-const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
-
-#[repr(C)]
-struct MountAttr {
-    attr_set: u64,
-    attr_clr: u64,
-    propagation: u64,
-    userns_fd: u64,
-}
-
-/// Sets `set` on the mount behind `mount` (and all below it when `recursive`). mount_setattr(2),
-/// from Linux 5.12 on.
-pub fn mount_setattr(mount: BorrowedFd<'_>, set: u64, recursive: bool) -> Result<(), Errno> {
-    let attr = MountAttr {
-        attr_set: set,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
-    mount_setattr_raw(mount, &attr, recursive)
-}
-
-/// Shifts the ids of a detached mount by the maps of the user namespace `userns`, from Linux 5.12
-/// on and where the filesystem supports it.
-pub fn mount_idmap(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>) -> Result<(), Errno> {
-    let attr = MountAttr {
-        attr_set: MOUNT_ATTR_IDMAP,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: userns.as_raw_fd() as u64,
-    };
-    mount_setattr_raw(mount, &attr, false)
-}
-
-fn mount_setattr_raw(
-    mount: BorrowedFd<'_>,
-    attr: &MountAttr,
-    recursive: bool,
-) -> Result<(), Errno> {
-    const AT_RECURSIVE: libc::c_int = 0x8000;
-    let flags = libc::AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };
-    // SAFETY: `attr` is a struct mount_attr of the size given and outlives the call.
-    let ret = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            std::ptr::from_ref(attr),
-            size_of::<MountAttr>(),
-        )
-    };
-    errno_result(ret).map(drop)
 }
 
 /// All signals are blocked in this process; returns a signalfd that reads them.

@@ -2,6 +2,7 @@
 
 use crate::branch::Branch;
 use crate::types::{BranchId, BranchIndex};
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// The branches, topmost first.
@@ -38,6 +39,11 @@ impl Stack {
     /// The branch of this identity, if it is still a member.
     pub fn get(&self, id: BranchId) -> Option<&Arc<Branch>> {
         self.branches.get(usize::from(self.position(id)?.0))
+    }
+
+    /// By position: is this true of the branch there?
+    pub fn each(&self, is: impl Fn(&Branch) -> bool) -> SmallVec<[bool; 16]> {
+        self.branches.iter().map(|b| is(b)).collect()
     }
 
     /// Where a branch stands, 0 = topmost.

@@ -3,13 +3,13 @@
 use super::{Context, mount};
 use crate::error::Explain;
 use crate::ostext::OsText;
-use crate::sys;
 use anyhow::{Result, ensure};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use unionfs::sys::mount_attr;
 
 /// No programs, no set-user-ID, no devices.
 fn inert() -> MountAttrFlags {
@@ -50,7 +50,7 @@ pub fn sysfs(context: &mut Context, own_network: bool, read_only: bool) -> Resul
         Err(Errno::PERM) => {
             let copy =
                 mount::clone_host(Path::new("/sys"), true).explain(|| "copying /sys".into())?;
-            let attributes = if read_only { sys::MOUNT_ATTR_RDONLY } else { 0 };
+            let attributes = if read_only { mount_attr::RDONLY } else { 0 };
             mount::restrict(&copy, attributes, true).explain(|| "restricting /sys".into())?;
             copy
         }
@@ -99,7 +99,7 @@ pub fn cgroups(context: &mut Context, v1: &[String], v2: bool, read_only: bool) 
         let point = mount::open_strict(&tmpfs, Path::new("unified"), OFlags::PATH).explain(what)?;
         mount::attach(&group, &point).explain(what)?;
     }
-    mount::restrict(&tmpfs, sys::MOUNT_ATTR_RDONLY, false).explain(what)
+    mount::restrict(&tmpfs, mount_attr::RDONLY, false).explain(what)
 }
 
 /// Covers paths: directories by an empty read-only filesystem, the rest by the host's /dev/null.
@@ -140,10 +140,8 @@ pub fn read_only(context: &mut Context, paths: &[OsText]) -> Result<()> {
         };
         let what = || format!("making {} read-only", path.path().display());
         let copy = mount::clone_tree(&target, Path::new(""), true).explain(what)?;
-        let attributes = sys::MOUNT_ATTR_RDONLY
-            | sys::MOUNT_ATTR_NOSUID
-            | sys::MOUNT_ATTR_NODEV
-            | sys::MOUNT_ATTR_NOEXEC;
+        let attributes =
+            mount_attr::RDONLY | mount_attr::NOSUID | mount_attr::NODEV | mount_attr::NOEXEC;
         mount::restrict(&copy, attributes, true).explain(what)?;
         mount::attach(&copy, &target).explain(what)?;
     }

@@ -5,7 +5,6 @@
 //! link meanwhile changes nothing.
 
 use crate::error::Explain;
-use crate::sys;
 use anyhow::{Result, bail};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -14,6 +13,7 @@ use rustix::mount::{
 };
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path};
+use unionfs::sys::mount_attr;
 
 /// `f_type` of procfs, statfs(2).
 const PROC_SUPER_MAGIC: u64 = 0x9fa0;
@@ -80,9 +80,9 @@ pub fn attach(mount: impl AsFd, target: impl AsFd) -> Result<(), Errno> {
     rustix::mount::move_mount(mount, "", target, "", flags)
 }
 
-/// Adds attributes to a mount (`MOUNT_ATTR_*` of [`sys`]), and to those below it if `recursive`.
+/// Adds attributes to a mount (those of [`mount_attr`]), and to those below it if `recursive`.
 pub fn restrict(mount: impl AsFd, attributes: u64, recursive: bool) -> Result<(), Errno> {
-    sys::mount_setattr(mount.as_fd(), attributes, recursive)
+    mount_attr::set(mount.as_fd(), attributes, recursive)
 }
 
 /// Opens a path inside `root`; symbolic links are followed inside it only.

@@ -2,11 +2,11 @@
 
 use super::{Context, mount};
 use crate::error::Explain;
-use crate::sys;
 use anyhow::Result;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags};
+use unionfs::sys::mount_attr;
 
 /// Attaches the root's mount over the host's `/`.
 ///
@@ -49,6 +49,6 @@ pub fn pivot(context: &mut Context) -> Result<()> {
 
 /// Makes the mount at `/` read-only; mounts in it stay as they are.
 pub fn read_only(context: &mut Context) -> Result<()> {
-    mount::restrict(context.root()?, sys::MOUNT_ATTR_RDONLY, false)
+    mount::restrict(context.root()?, mount_attr::RDONLY, false)
         .explain(|| "--read-only: making / read-only".into())
 }

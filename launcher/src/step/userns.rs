@@ -65,8 +65,7 @@ pub fn namespace_with(maps: &Maps) -> Result<OwnedFd> {
     });
     // The end of the connection ends the holder.
     drop(ours);
-    let pid = rustix::process::Pid::from_raw(holder.pid);
-    let _ = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty());
+    holder.reap();
     namespace
 }
 

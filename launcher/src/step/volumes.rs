@@ -3,12 +3,12 @@
 use super::{Context, mount};
 use crate::error::Explain;
 use crate::spec::Volume;
-use crate::sys;
 use anyhow::Result;
 use rustix::fs::FileType;
 use rustix::mount::MountAttrFlags;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use unionfs::sys::mount_attr;
 
 /// A detached copy of a host path with everything below it, restricted as asked.
 ///
@@ -21,9 +21,9 @@ pub fn prepare(volume: &Volume) -> Result<OwnedFd> {
         _ => "",
     })?;
     // A volume is data: it brings no devices and no set-user-ID programs in.
-    let mut attributes = sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV;
+    let mut attributes = mount_attr::NOSUID | mount_attr::NODEV;
     if volume.read_only {
-        attributes |= sys::MOUNT_ATTR_RDONLY;
+        attributes |= mount_attr::RDONLY;
     }
     mount::restrict(&mount, attributes, true).explain(what)?;
     Ok(mount)

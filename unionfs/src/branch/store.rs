@@ -22,7 +22,7 @@ use crate::sys::{Name, creds};
 use crate::whiteout::{BASE, ORPHAN_DIR, PLINK_DIR, STORE_DIR};
 use parking_lot::Mutex;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, openat};
+use rustix::fs::{FlockOperation, Mode, OFlags, openat};
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -117,7 +117,7 @@ impl Store {
             make_dir(&dir, b"trash", 0o700)?,
         );
         for leftover in [&tmp, &trash] {
-            remove_contents(leftover)?;
+            crate::sys::remove::contents(leftover)?;
         }
         let links = make_dir(&dir, b"links", 0o700)?;
         let (old_log, mut recovered) = super::log::read(&dir)?;
@@ -241,53 +241,6 @@ fn write_format(dir: &OwnedFd, format: Format) -> Result<()> {
     crate::sys::copy::write_all(&file, text.as_bytes(), 0)
 }
 
-/// Removes everything in a directory of a branch, without following anything or leaving the
-/// filesystem. What cannot be removed is an error; what vanishes meanwhile is not.
-pub fn remove_contents(dir: &OwnedFd) -> Result<()> {
-    // Depth is bounded by memory, not by the call stack.
-    let mut stack = vec![(open_dir(dir, b".")?, None::<Name>)];
-    while let Some((fd, _)) = stack.last() {
-        let mut subdir = None;
-        for entry in Dir::read_from(fd)? {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes();
-            if name == b"." || name == b".." {
-                continue;
-            }
-            match rustix::fs::unlinkat(fd, name, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(Errno::ISDIR | Errno::PERM) => {
-                    match rustix::fs::unlinkat(fd, name, AtFlags::REMOVEDIR) {
-                        Ok(()) | Err(Errno::NOENT) => {}
-                        Err(Errno::NOTEMPTY | Errno::EXIST) => {
-                            subdir = Some(Name::from_slice(name));
-                            break;
-                        }
-                        Err(err) => return Err(err),
-                    }
-                }
-                Err(err) => return Err(err),
-            }
-        }
-        match subdir {
-            Some(name) => {
-                let next = open_dir(fd, &name)?;
-                stack.push((next, Some(name)));
-            }
-            None => {
-                let done = stack.pop();
-                if let (Some((_, Some(name))), Some((parent, _))) = (done, stack.last()) {
-                    match rustix::fs::unlinkat(parent, &*name, AtFlags::REMOVEDIR) {
-                        Ok(()) | Err(Errno::NOENT) => {}
-                        Err(err) => return Err(err),
-                    }
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -330,7 +283,7 @@ mod tests {
         std::fs::write(tmp.path().join("a/b/f"), "x").unwrap();
         std::os::unix::fs::symlink("/", tmp.path().join("a/l")).unwrap();
         let root = rustix::fs::open(tmp.path(), OFlags::DIRECTORY, Mode::empty()).unwrap();
-        remove_contents(&root).unwrap();
+        crate::sys::remove::contents(&root).unwrap();
         assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
     }
 }

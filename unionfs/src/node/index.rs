@@ -29,6 +29,19 @@ pub struct Present {
     pub layers: BranchList,
 }
 
+impl Present {
+    /// A name to which one branch contributes.
+    pub fn single(top: BranchId, kind: Kind, real: u64, below: bool) -> Self {
+        Self {
+            top,
+            kind,
+            real,
+            below,
+            layers: BranchList::from_slice(&[top]),
+        }
+    }
+}
+
 /// What an index says of a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {

@@ -10,6 +10,10 @@ use std::cell::Cell;
 /// user's supplementary groups, which FUSE does not tell, would decide.
 const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
 
+/// What the kernel shows for owners without an id in the user namespace
+/// (/proc/sys/kernel/overflowuid).
+pub const OVERFLOW_ID: u32 = 65_534;
+
 thread_local! {
     /// Has this thread its own umask and working directory, and is it allowed to change ids?
     static PRIVATE: Cell<Option<bool>> = const { Cell::new(None) };

@@ -7,6 +7,8 @@ pub mod clone_tree;
 pub mod copy;
 pub mod creds;
 pub mod loc;
+pub mod mount_attr;
+pub mod remove;
 pub mod stat;
 pub mod unlock;
 pub mod xattr;

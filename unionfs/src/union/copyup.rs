@@ -8,8 +8,8 @@ use super::links::Plink;
 use crate::branch::log::{Origin, Record, Source};
 use crate::branch::{Branch, Store};
 use crate::errno::{Errno, Result};
-use crate::node::index::{BranchList, Found};
-use crate::node::{Home, Layers, Node, Place, Present};
+use crate::node::index::Found;
+use crate::node::{Home, Layer, Layers, Node, Place, Present};
 use crate::policy::{self, Facts};
 use crate::sys::copy::copy_data;
 use crate::sys::stat::{stat_at, stat_fd};
@@ -120,12 +120,14 @@ impl Union {
         let stack = self.stack();
         let entry = stack.position(home.branch).ok_or(Errno::STALE)?;
         let parent = home.parent.filter(|_| home.linked);
-        let writable: SmallVec<[bool; 16]> =
-            stack.branches().iter().map(|b| b.writable()).collect();
-        let has_parent: SmallVec<[bool; 16]> = match &parent {
-            Some(parent) => parent_on(&stack, parent),
-            None => stack.branches().iter().map(|_| true).collect(),
-        };
+        let writable = stack.each(Branch::writable);
+        let layers = parent.as_ref().map(|p| p.layers());
+        let has_parent = stack.each(|b| {
+            let holds = |l: &Layer| l.branch == b.id && !l.sealed;
+            layers
+                .as_ref()
+                .is_none_or(|layers| layers.iter().any(holds))
+        });
         let facts = Facts {
             writable: &writable,
             has_parent: &has_parent,
@@ -257,13 +259,7 @@ impl Union {
         if let Some(index) = &mut ns.index
             && let Found::Present(old) = index.get(&home.name)
         {
-            let top = Present {
-                top: target.id,
-                real: copy.stat.ino,
-                below: true,
-                layers: BranchList::from_slice(&[target.id]),
-                ..old
-            };
+            let top = Present::single(target.id, old.kind, copy.stat.ino, true);
             index.set(&home.name, &top);
         }
         self.restamp(&parent, &mut ns, target.id);
@@ -449,11 +445,11 @@ impl Union {
         let mut layers: SmallVec<[_; 2]> = (*node.layers()).clone();
         let at = layers
             .iter()
-            .position(|l: &crate::node::Layer| self.is_above(branch, l.branch))
+            .position(|l: &Layer| self.is_above(branch, l.branch))
             .unwrap_or(layers.len());
         layers.insert(
             at,
-            crate::node::Layer {
+            Layer {
                 branch,
                 real,
                 path: None,
@@ -491,16 +487,6 @@ impl Union {
         }
         self.restamp(parent, ns, branch);
     }
-}
-
-fn parent_on(stack: &crate::stack::Stack, parent: &Node) -> SmallVec<[bool; 16]> {
-    let mut on: SmallVec<[bool; 16]> = stack.branches().iter().map(|_| false).collect();
-    for layer in parent.layers().iter().filter(|l| !l.sealed) {
-        if let Some(position) = stack.position(layer.branch) {
-            on[usize::from(position.0)] = true;
-        }
-    }
-    on
 }
 
 /// A rename that replaces nothing, where the filesystem can do that.

@@ -4,7 +4,7 @@ use super::Union;
 use super::copyup::file_type;
 use crate::branch::Branch;
 use crate::errno::{Errno, Result};
-use crate::node::index::{BranchList, Found};
+use crate::node::index::Found;
 use crate::node::{Home, Index, Layer, Layers, Namespace, Node, Place, Present};
 use crate::policy::{self, Facts};
 use crate::spec::DirOpaque;
@@ -170,13 +170,8 @@ impl Union {
         {
             return Ok(top.branch);
         }
-        let writable: SmallVec<[bool; 16]> =
-            stack.branches().iter().map(|b| b.writable()).collect();
-        let has_parent: SmallVec<[bool; 16]> = stack
-            .branches()
-            .iter()
-            .map(|b| layers.iter().any(|l| l.branch == b.id))
-            .collect();
+        let writable = stack.each(Branch::writable);
+        let has_parent = stack.each(|b| layers.iter().any(|l| l.branch == b.id));
         let at = policy::create_top_down_parent(Facts {
             writable: &writable,
             has_parent: &has_parent,
@@ -262,13 +257,11 @@ impl Union {
         let (node, _) = self.nodes.get_or_insert(id, 1, || {
             Node::new(id, stat.kind(), self.generation(), home, layers)
         });
-        if let Some(dir) = node.dir() {
+        if let Some(dir) = node.dir()
+            && self.options.udba == crate::spec::Udba::None
+        {
             // A new directory is empty: nobody needs to read it to know.
-            let mut index = Index::default();
-            index.begin();
-            if self.options.udba == crate::spec::Udba::None {
-                dir.ns.write().index = Some(index);
-            }
+            dir.ns.write().index = Some(Index::default());
         }
         node
     }
@@ -288,13 +281,7 @@ impl Union {
         // Not knowing, one more whiteout does no harm.
         let below = hidden && self.visible_below(parent, branch.id, name).unwrap_or(true);
         if let Some(index) = &mut ns.index {
-            let entry = Present {
-                top: branch.id,
-                kind: stat.kind(),
-                real: stat.ino,
-                below,
-                layers: BranchList::from_slice(&[branch.id]),
-            };
+            let entry = Present::single(branch.id, stat.kind(), stat.ino, below);
             index.set(name, &entry);
         }
         self.restamp(parent, ns, branch.id);
@@ -406,7 +393,7 @@ fn make_entry(dir: &OwnedFd, name: &[u8], new: &New<'_>, mode: u32) -> Result<Op
 
 fn undo_new(dir: &OwnedFd, name: &[u8], is_dir: bool) {
     if is_dir && let Ok(fd) = open_subdir(dir, name) {
-        let _ = crate::branch::store::remove_contents(&fd);
+        let _ = crate::sys::remove::contents(&fd);
     }
     let flags = if is_dir {
         AtFlags::REMOVEDIR

@@ -4,7 +4,7 @@ use super::Union;
 use super::rename::At;
 use crate::errno::{Errno, Result};
 use crate::node::Present;
-use crate::node::index::{BranchList, Found};
+use crate::node::index::Found;
 use rustix::fs::RenameFlags as SysFlags;
 
 impl Union {
@@ -46,27 +46,16 @@ impl Union {
         self.before_rename(second, b.dir, b.name);
         self.moved(first, b, lower_a);
         self.moved(second, a, lower_b);
-        let layers = BranchList::from_slice(&[branch.id]);
         if let Some(index) = &mut dirs.source().index {
             index.set(
                 a.name,
-                &Present {
-                    kind: two.kind,
-                    real: two.real,
-                    layers: layers.clone(),
-                    ..one
-                },
+                &Present::single(branch.id, two.kind, two.real, one.below),
             );
         }
         if let Some(index) = &mut dirs.target().index {
             index.set(
                 b.name,
-                &Present {
-                    kind: one.kind,
-                    real: one.real,
-                    layers,
-                    ..two
-                },
+                &Present::single(branch.id, one.kind, one.real, two.below),
             );
         }
         self.restamp(a.dir, dirs.source(), branch.id);

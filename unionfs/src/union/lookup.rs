@@ -56,24 +56,22 @@ impl Union {
             _ => dir.id,
         };
         let (node, _) = self.nodes.get_or_insert(id, 1, || unreachable_root(dir));
-        let attr = self.getattr(node.id)?;
+        let attr = self.counted_attr(&node)?;
         Ok(Lookup::Found(Entry {
             attr,
             generation: node.generation,
         }))
     }
 
-    /// Attributes of a child, after the directory's lock was dropped. On failure the reference
-    /// that was counted for the kernel is given back.
+    /// Attributes of a node of which a reference was counted for the kernel: given back on failure.
+    fn counted_attr(&self, node: &Arc<Node>) -> Result<Attr> {
+        self.attr_of(node).inspect_err(|_| self.forget(node.id, 1))
+    }
+
+    /// Attributes of a child, after the directory's lock was dropped.
     pub(super) fn entry(&self, child: &Child) -> Result<Entry> {
         let attr = if child.elsewhere || child.node.kind == Kind::Dir {
-            match self.getattr(child.node.id) {
-                Ok(attr) => attr,
-                Err(err) => {
-                    self.forget(child.node.id, 1);
-                    return Err(err);
-                }
-            }
+            self.counted_attr(&child.node)?
         } else {
             self.file_attr(&child.node, &child.stat)
         };

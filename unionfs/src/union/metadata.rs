@@ -4,12 +4,8 @@ use super::Union;
 use crate::branch::Branch;
 use crate::errno::{Errno, Result};
 use crate::spec::IgnoreXattr;
-use crate::sys::{Loc, RealStat};
+use crate::sys::{Loc, RealStat, creds};
 use crate::types::{Kind, SetTime};
-
-/// What the kernel shows for owners without an id in the user namespace
-/// (/proc/sys/kernel/overflowuid).
-const OVERFLOW_ID: u32 = 65_534;
 
 impl Union {
     /// Owner, attributes, mode and times, in the order in which none undoes another.
@@ -22,22 +18,18 @@ impl Union {
         stat: &RealStat,
     ) -> Result<()> {
         let mut mode = stat.mode & 0o7777;
-        let foreign = self.in_userns && [stat.uid, stat.gid].contains(&OVERFLOW_ID);
+        // The id that stands for all owners without one.
+        let foreign = self.in_userns && [stat.uid, stat.gid].contains(&creds::OVERFLOW_ID);
         let owned = match to.chown(Some(stat.uid), Some(stat.gid)) {
-            Ok(()) if !foreign => true,
-            // The owner has no id here and the copy got the one that stands for all of those.
-            Ok(()) => {
-                mode &= !(libc::S_ISUID | libc::S_ISGID);
-                false
-            }
-            // A user's daemon cannot keep a foreign owner (no such id in its map): then nothing
-            // that gives the owner's power may be kept either.
-            Err(Errno::PERM | Errno::INVAL) => {
-                mode &= !(libc::S_ISUID | libc::S_ISGID);
-                false
-            }
+            Ok(()) => !foreign,
+            Err(Errno::PERM | Errno::INVAL) => false,
             Err(err) => return Err(err),
         };
+        if !owned {
+            // A user's daemon cannot keep a foreign owner: then nothing that gives the owner's
+            // power may be kept either.
+            mode &= !(libc::S_ISUID | libc::S_ISGID);
+        }
         self.copy_xattrs(target, source_branch, from, to, owned)?;
         if stat.kind() != Kind::Symlink {
             to.chmod(mode)?;

@@ -90,13 +90,10 @@ impl Union {
     /// How long the kernel may trust answers.
     pub fn lifetimes(&self) -> Lifetimes {
         let by_udba = match self.options.udba {
-            Udba::None => FOREVER,
+            Udba::None | Udba::Notify => FOREVER,
             Udba::Reval(lifetime) => lifetime,
-            Udba::Notify => FOREVER,
         };
         let entry = self.options.timeout.unwrap_or(by_udba);
-        // With every contributing directory's permission checked (`nodirperm1`), the kernel must
-        // ask again on each step: see `attr::directory_mode`.
         Lifetimes {
             entry,
             attr: entry,

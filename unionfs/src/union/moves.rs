@@ -2,11 +2,11 @@
 
 use super::remove::{discard_dir, refuse_strangers};
 use crate::branch::Branch;
-use crate::branch::store::remove_contents;
 use crate::errno::{Errno, Result};
 use crate::spec::Format;
 use crate::sys::Unlocked;
 use crate::sys::loc::open_subdir;
+use crate::sys::remove::contents;
 use crate::sys::stat::stat_at;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, RenameFlags as SysFlags};
@@ -79,13 +79,13 @@ fn rename_leaving_device(branch: &Branch, m: &Move<'_>) -> Result<()> {
 fn clear_marks(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
     let fd = open_subdir(dir, name)?;
     let _unlocked = Unlocked::of_user(&fd);
-    refuse_strangers(branch, dir, name)?;
+    refuse_strangers(branch, &fd)?;
     if branch.format == Format::Aufs && branch.whiteout_is_separate(name) {
         branch.make_whiteout(dir, name)?;
-        return remove_contents(&fd);
+        return contents(&fd);
     }
     if branch.format == Format::Overlay && branch.set_opaque_attribute(&fd) {
-        return remove_contents(&fd);
+        return contents(&fd);
     }
     // No mark can be made outside: the directory is taken away whole. (Its name is free for a
     // moment, and a crash then shows what is below.)

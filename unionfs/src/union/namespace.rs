@@ -3,7 +3,7 @@
 use super::Union;
 use crate::branch::Branch;
 use crate::errno::{Errno, Result};
-use crate::node::index::{BranchList, Found, Stamp};
+use crate::node::index::{Found, Stamp};
 use crate::node::{Index, Namespace, Node, Present};
 use crate::spec::Udba;
 use crate::sys::stat::{stat_at, stat_fd};
@@ -300,13 +300,9 @@ fn stacked(above: Found, branch: BranchId, stat: &RealStat) -> Found {
             }
             Found::Present(top)
         }
-        Found::Absent | Found::Whiteout => Found::Present(Present {
-            top: branch,
-            kind: stat.kind(),
-            real: stat.ino,
-            below: false,
-            layers: BranchList::from_slice(&[branch]),
-        }),
+        Found::Absent | Found::Whiteout => {
+            Found::Present(Present::single(branch, stat.kind(), stat.ino, false))
+        }
     }
 }
 

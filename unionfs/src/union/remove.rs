@@ -7,7 +7,6 @@ use super::namespace::Need;
 use crate::branch::Branch;
 use crate::branch::log::{Record, Source};
 use crate::branch::plinks::plink_name;
-use crate::branch::store::remove_contents;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
 use crate::node::{Namespace, Node, Place, Present};
@@ -19,7 +18,6 @@ use crate::types::*;
 use crate::whiteout::whiteout_name;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, RenameFlags};
-use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// How often a change is prepared anew because another one came first.
@@ -66,13 +64,8 @@ impl Union {
         }
         let entry = stack.position(top).ok_or(Errno::STALE)?;
         let layers = parent.layers();
-        let writable: SmallVec<[bool; 16]> =
-            stack.branches().iter().map(|b| b.writable()).collect();
-        let has_parent: SmallVec<[bool; 16]> = stack
-            .branches()
-            .iter()
-            .map(|b| layers.iter().any(|l| l.branch == b.id))
-            .collect();
+        let writable = stack.each(Branch::writable);
+        let has_parent = stack.each(|b| layers.iter().any(|l| l.branch == b.id));
         let facts = Facts {
             writable: &writable,
             has_parent: &has_parent,
@@ -335,8 +328,9 @@ fn remove_dir(
 /// Moves a directory out of sight in one step and removes it there.
 pub(super) fn discard_dir(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
     let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
-    let _unlocked = Unlocked::of_user(&open_subdir(dir, name)?);
-    refuse_strangers(branch, dir, name)?;
+    let fd = open_subdir(dir, name)?;
+    let _unlocked = Unlocked::of_user(&fd);
+    refuse_strangers(branch, &fd)?;
     let temp = store.temp_name();
     rustix::fs::renameat(dir, name, store.trash(), &*temp)?;
     empty_trash(branch, &temp);
@@ -344,8 +338,8 @@ pub(super) fn discard_dir(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result
 }
 
 /// ENOTEMPTY when a directory holds what the union has not seen.
-pub(super) fn refuse_strangers(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
-    match branch.holds_only_marks(&open_subdir(dir, name)?) {
+pub(super) fn refuse_strangers(branch: &Branch, dir: &OwnedFd) -> Result<()> {
+    match branch.holds_only_marks(dir) {
         Ok(true) => Ok(()),
         Ok(false) => Err(Errno::NOTEMPTY),
         Err(err) => Err(err),
@@ -355,7 +349,7 @@ pub(super) fn refuse_strangers(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> R
 fn empty_trash(branch: &Branch, temp: &[u8]) {
     let Some(store) = &branch.store else { return };
     let emptied = open_subdir(store.trash(), temp)
-        .and_then(|fd| remove_contents(&fd))
+        .and_then(crate::sys::remove::contents)
         .and_then(|()| rustix::fs::unlinkat(store.trash(), temp, AtFlags::REMOVEDIR));
     if let Err(err) = emptied {
         // The next mount tries again.
@@ -370,7 +364,7 @@ fn empty_trash(branch: &Branch, temp: &[u8]) {
 /// are too long for a whiteout file.
 fn exchange_for_whiteout(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
     let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
-    refuse_strangers(branch, dir, name)?;
+    refuse_strangers(branch, &open_subdir(dir, name)?)?;
     let temp = store.temp_name();
     if !branch.make_device(store.trash(), &temp) {
         // No device nodes here: the whiteout is a file beside the name.

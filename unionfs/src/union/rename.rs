@@ -13,7 +13,7 @@ use super::namespace::Need;
 use crate::branch::Branch;
 use crate::branch::plinks::plink_name;
 use crate::errno::{Errno, Result};
-use crate::node::index::{BranchList, Found};
+use crate::node::index::Found;
 use crate::node::{Layer, Layers, Namespace, Node, Place, Present};
 use crate::spec::DirOpaque;
 use crate::sys::Name;
@@ -303,17 +303,7 @@ impl Union {
             (h.linked, h.place) = (true, Place::Named);
         });
         if let Some(index) = &mut ns.index {
-            let layers = BranchList::from_slice(&[branch.id]);
-            index.set(
-                at.name,
-                &Present {
-                    top: branch.id,
-                    real,
-                    below: true,
-                    layers,
-                    ..found
-                },
-            );
+            index.set(at.name, &Present::single(branch.id, found.kind, real, true));
         }
         self.restamp(at.dir, &mut ns, branch.id);
         Ok(())
@@ -425,16 +415,9 @@ impl Union {
             index.remove(from.name, source.below);
         }
         if let Some(index) = &mut dirs.target().index {
-            let layers = BranchList::from_slice(&[branch.id]);
             index.set(
                 to.name,
-                &Present {
-                    top: branch.id,
-                    kind: source.kind,
-                    real: source.real,
-                    below,
-                    layers,
-                },
+                &Present::single(branch.id, source.kind, source.real, below),
             );
         }
         self.restamp(from.dir, dirs.source(), branch.id);

@@ -1,8 +1,8 @@
-//! Removes a tree that a container wrote: however deep it is, with few descriptors and without
+//! Removes a tree that somebody else wrote: however deep it is, with few descriptors and without
 //! following a symbolic link.
 
+use crate::errno::{Errno, Result};
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags};
-use rustix::io::Errno;
 use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -11,11 +11,24 @@ use std::path::Path;
 const DEPTH: usize = 64;
 
 /// Removes the directory at `path` and everything in it; none there is fine.
-pub fn tree(path: &Path) -> Result<(), Errno> {
+///
+/// # Errors
+/// What cannot be removed is an error; what vanishes meanwhile is not.
+pub fn tree(path: &Path) -> Result<()> {
     let top = match open(CWD, path) {
         Err(Errno::NOENT) => return Ok(()),
         result => result?,
     };
+    contents(&top)?;
+    rustix::fs::rmdir(path)
+}
+
+/// Removes everything in a directory, which may be given by an `O_PATH` descriptor.
+///
+/// # Errors
+/// As for [`tree`].
+pub fn contents(dir: impl AsFd) -> Result<()> {
+    let top = open(dir, c".")?;
     let mut moved = Moved {
         top: &top,
         count: 0,
@@ -25,10 +38,9 @@ pub fn tree(path: &Path) -> Result<(), Errno> {
         let before = moved.count;
         empty(&top, 0, &mut moved)?;
         if moved.count == before {
-            break;
+            return Ok(());
         }
     }
-    rustix::fs::rmdir(path)
 }
 
 /// Where deep directories go, and how many went there.
@@ -38,7 +50,7 @@ struct Moved<'a> {
 }
 
 impl Moved<'_> {
-    fn take(&mut self, dir: &OwnedFd, name: &CString) -> Result<(), Errno> {
+    fn take(&mut self, dir: &OwnedFd, name: &CString) -> Result<()> {
         loop {
             let to = OsString::from(format!(".removed-{}", self.count));
             self.count += 1;
@@ -51,7 +63,7 @@ impl Moved<'_> {
     }
 }
 
-fn empty(dir: &OwnedFd, depth: usize, moved: &mut Moved<'_>) -> Result<(), Errno> {
+fn empty(dir: &OwnedFd, depth: usize, moved: &mut Moved<'_>) -> Result<()> {
     for name in names(dir)? {
         match rustix::fs::unlinkat(dir, &name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => continue,
@@ -70,19 +82,22 @@ fn empty(dir: &OwnedFd, depth: usize, moved: &mut Moved<'_>) -> Result<(), Errno
             moved.take(dir, &name)?;
         } else {
             empty(&open(dir, &name)?, depth + 1, moved)?;
-            rustix::fs::unlinkat(dir, &name, AtFlags::REMOVEDIR)?;
+            match rustix::fs::unlinkat(dir, &name, AtFlags::REMOVEDIR) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno),
+            }
         }
     }
     Ok(())
 }
 
-fn open(dir: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
+fn open(dir: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(dir, name, flags, Mode::empty())
 }
 
 /// All names at once: what is removed while a directory is read may hide others from the reader.
-fn names(dir: &OwnedFd) -> Result<Vec<CString>, Errno> {
+fn names(dir: &OwnedFd) -> Result<Vec<CString>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(dir)? {
         let entry = entry?;
