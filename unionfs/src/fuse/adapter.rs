@@ -54,7 +54,7 @@ impl Adapter {
         settled: Arc<OnceLock<IoPlan>>,
     ) -> Self {
         Self {
-            ids: IdMaps::new(union.options()),
+            ids: IdMaps::new(&union.options()),
             union,
             plan: config.plan.clone(),
             settled,

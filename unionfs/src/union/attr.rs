@@ -105,7 +105,7 @@ impl Union {
             }
             devices.push(branch.dev);
             let one = rustix::fs::fstatvfs(&branch.root)?;
-            let namelen = (one.f_namemax as u32).min(u32::from(self.options.name_max));
+            let namelen = (one.f_namemax as u32).min(u32::from(self.options().name_max));
             let one = StatFs {
                 blocks: one.f_blocks,
                 bfree: one.f_bfree,
@@ -116,7 +116,7 @@ impl Union {
                 namelen,
                 frsize: one.f_frsize as u32,
             };
-            if !self.options.sum {
+            if !self.options().sum {
                 return Ok(one);
             }
             sum = Some(match sum {

@@ -132,7 +132,7 @@ impl Union {
             writable: &writable,
             has_parent: &has_parent,
         };
-        let target = policy::copy_up(facts, entry, self.options.copyup)?;
+        let target = policy::copy_up(facts, entry, self.options().copyup)?;
         let target = stack.branches()[usize::from(target.0)].id;
         let dir = if node.kind == Kind::Dir {
             Some(node)
@@ -201,7 +201,7 @@ impl Union {
             // Moving a directory needs write permission on it: the mode is set afterwards.
             loc.chmod(stat.mode | 0o700)?;
         }
-        if let (Some(file), false) = (&copy.file, self.options.volatile) {
+        if let (Some(file), false) = (&copy.file, self.options().volatile) {
             rustix::fs::fsync(&**file)?;
         }
         copy.stat = loc.stat()?;
@@ -336,7 +336,7 @@ impl Union {
         delta: i32,
     ) -> Result<()> {
         let (real, source) = (copy.stat.ino, origin.source);
-        let durable = !self.options.volatile;
+        let durable = !self.options().volatile;
         copy.store
             .add_plink((&copy.temp, real), node.id, origin, delta, durable)?;
         let branch = target.id;

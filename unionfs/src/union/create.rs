@@ -206,7 +206,8 @@ impl Union {
             make_entry(dir, at, new, modes.mode)
         })?;
         let finish = || -> Result<()> {
-            if matches!(new, New::Dir) && (hidden || self.options.dir_opaque == DirOpaque::Always) {
+            if matches!(new, New::Dir) && (hidden || self.options().dir_opaque == DirOpaque::Always)
+            {
                 branch.set_opaque(&open_subdir(dir, at)?)?;
             }
             if over_device {
@@ -258,7 +259,7 @@ impl Union {
             Node::new(id, stat.kind(), self.generation(), home, layers)
         });
         if let Some(dir) = node.dir()
-            && self.options.udba == crate::spec::Udba::None
+            && self.options().udba == crate::spec::Udba::None
         {
             // A new directory is empty: nobody needs to read it to know.
             dir.ns.write().index = Some(Index::default());

@@ -68,7 +68,7 @@ impl Union {
 
     /// FSYNC and FSYNCDIR: as on the branch's filesystem, unless the mount is `volatile`.
     pub fn fsync(&self, node: NodeId, datasync: bool) -> Result<()> {
-        if self.options.volatile {
+        if self.options().volatile {
             return Ok(());
         }
         let node = self.node(node)?;

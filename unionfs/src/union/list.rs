@@ -20,7 +20,7 @@ impl Union {
     pub fn open_dir(&self, node: NodeId) -> Result<Opened> {
         self.dir_node(node)?;
         Ok(Opened {
-            keep_cache: self.options.udba == crate::spec::Udba::None,
+            keep_cache: self.options().udba == crate::spec::Udba::None,
             passthrough: false,
         })
     }

@@ -234,7 +234,7 @@ impl Union {
     }
 
     fn revalidates(&self) -> bool {
-        self.options.udba != crate::spec::Udba::None
+        self.options().udba != crate::spec::Udba::None
     }
 
     /// Is the directory still reachable at the place that its node knows?

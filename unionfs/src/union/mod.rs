@@ -24,6 +24,8 @@ mod setup;
 mod visible;
 mod xattr;
 
+use arc_swap::{ArcSwap, Guard};
+
 use crate::errno::{Errno, Result};
 use crate::ino::InoMap;
 use crate::node::{FdCache, Node, NodeTable};
@@ -34,7 +36,7 @@ use copyup::CopyUps;
 use links::LinkTable;
 use names::KnownNames;
 use open::OpenTable;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use redirect::Redirects;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,9 +44,10 @@ use std::time::Duration;
 
 /// A mounted or mountable union. All methods may be called from any thread at once.
 pub struct Union {
-    options: Options,
-    /// Replaced as a whole by live changes. A leaf lock.
-    stack: RwLock<Arc<Stack>>,
+    /// Replaced as a whole by live changes; read without a lock.
+    options: ArcSwap<Options>,
+    /// Replaced as a whole by live changes; read without a lock.
+    stack: ArcSwap<Stack>,
     nodes: NodeTable,
     inos: InoMap,
     /// Directories (`O_PATH`) by node and branch.
@@ -73,8 +76,8 @@ const FOREVER: Duration = Duration::from_secs(1 << 30);
 
 impl Union {
     /// The options in force.
-    pub fn options(&self) -> &Options {
-        &self.options
+    pub fn options(&self) -> Guard<Arc<Options>> {
+        self.options.load()
     }
 
     /// True when no branch is writable: mount with MS_RDONLY.
@@ -84,16 +87,16 @@ impl Union {
 
     /// The branches as they stand now.
     pub fn stack(&self) -> Arc<Stack> {
-        self.stack.read().clone()
+        self.stack.load_full()
     }
 
     /// How long the kernel may trust answers.
     pub fn lifetimes(&self) -> Lifetimes {
-        let by_udba = match self.options.udba {
+        let by_udba = match self.options().udba {
             Udba::None | Udba::Notify => FOREVER,
             Udba::Reval(lifetime) => lifetime,
         };
-        let entry = self.options.timeout.unwrap_or(by_udba);
+        let entry = self.options().timeout.unwrap_or(by_udba);
         Lifetimes {
             entry,
             attr: entry,

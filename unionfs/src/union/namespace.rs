@@ -61,7 +61,7 @@ impl Union {
         }
         // Before a change the names are checked whatever their age: afterwards the directory's
         // times are new, and a change made behind the union's back would go unnoticed for good.
-        let check = matches!(self.options.udba, Udba::Reval(_)) && guard.index.is_some();
+        let check = matches!(self.options().udba, Udba::Reval(_)) && guard.index.is_some();
         if check || self.must_load(node, &guard, Need::Listing) {
             match self.load(node, &mut guard) {
                 Err(err) if may_not_list(err) => {}
@@ -74,7 +74,7 @@ impl Union {
     /// Before a change by the union that needs no names: if there were changes behind its back,
     /// they are found when the names are next checked, whatever [`Self::restamp`] is told.
     pub(super) fn note_strangers(&self, node: &Arc<Node>, ns: &mut Namespace) {
-        if matches!(self.options.udba, Udba::Reval(_))
+        if matches!(self.options().udba, Udba::Reval(_))
             && let Some(index) = &mut ns.index
             && !matches!(self.unchanged(node, index), Ok(true))
         {
@@ -101,7 +101,7 @@ impl Union {
         if ns.dead {
             return false;
         }
-        match (&ns.index, self.options.udba) {
+        match (&ns.index, self.options().udba) {
             (None, _) => {
                 need == Need::Listing || node.id == NodeId::ROOT || node.layers().len() > 1
             }
@@ -164,7 +164,7 @@ impl Union {
 
     /// After a change by the union in `branch`: what it did itself is no news.
     pub(super) fn restamp(&self, node: &Arc<Node>, ns: &mut Namespace, branch: BranchId) {
-        if !matches!(self.options.udba, Udba::Reval(_)) {
+        if !matches!(self.options().udba, Udba::Reval(_)) {
             return;
         }
         let Some(index) = &mut ns.index else { return };
@@ -267,7 +267,7 @@ impl Union {
 
     /// Refuses names that no file of a union may have.
     pub(super) fn check_name(&self, name: &[u8]) -> Result<()> {
-        if name.len() > usize::from(self.options.name_max) {
+        if name.len() > usize::from(self.options().name_max) {
             return Err(Errno::NAMETOOLONG);
         }
         if crate::whiteout::is_reserved(name) {

@@ -58,13 +58,13 @@ impl Union {
             return Err(Errno::ROFS);
         }
         let mut opened = Opened {
-            keep_cache: self.options.udba == Udba::None,
+            keep_cache: self.options().udba == Udba::None,
             passthrough: branch.writable(),
         };
         if node.kind != Kind::File {
             return Ok(opened);
         }
-        let reval = matches!(self.options.udba, Udba::Reval(_));
+        let reval = matches!(self.options().udba, Udba::Reval(_));
         let stamp = if reval {
             Some(self.data_stamp(&node)?)
         } else {

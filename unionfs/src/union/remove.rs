@@ -70,7 +70,7 @@ impl Union {
             writable: &writable,
             has_parent: &has_parent,
         };
-        let target = policy::copy_up(facts, entry, self.options.copyup)?;
+        let target = policy::copy_up(facts, entry, self.options().copyup)?;
         self.reached(parent, stack.branches()[usize::from(target.0)].id)
     }
 

@@ -265,7 +265,7 @@ impl Union {
         if node.layers().iter().any(|l| l.sealed) {
             return Err(Errno::BUSY);
         }
-        if self.options.dir_rename {
+        if self.options().dir_rename {
             return Ok(());
         }
         let ns = self.ns_read(node, Need::Listing)?;
@@ -467,7 +467,7 @@ impl Union {
             return Ok(Lower::None { opaque: false });
         }
         let layers = node.layers();
-        let always = self.options.dir_opaque == DirOpaque::Always;
+        let always = self.options().dir_opaque == DirOpaque::Always;
         if layers.len() <= 1 {
             return Ok(Lower::None {
                 opaque: below || always,
@@ -487,7 +487,7 @@ impl Union {
         if lower_is_empty {
             return Ok(Lower::None { opaque: true });
         }
-        if !self.options.dir_rename {
+        if !self.options().dir_rename {
             return Err(Errno::XDEV);
         }
         let mut moved: SmallVec<[Layer; 2]> = (*layers).clone();

@@ -17,7 +17,8 @@ use crate::spec::{CopyOnOpen, CreatePolicy, MountSpec, Udba};
 use crate::stack::Stack;
 use crate::sys::{Name, creds};
 use crate::types::{Kind, NodeId};
-use parking_lot::{Mutex, RwLock};
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use std::cmp::Reverse;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -50,8 +51,8 @@ impl Union {
         let budget = descriptor_budget();
         let root = Arc::new(root_node(&branches));
         Ok(Self {
-            options: spec.options.clone(),
-            stack: RwLock::new(Arc::new(Stack::new(branches))),
+            options: ArcSwap::from_pointee(spec.options.clone()),
+            stack: ArcSwap::from_pointee(Stack::new(branches)),
             nodes: NodeTable::new(root),
             inos,
             dir_fds: FdCache::new(budget),

@@ -28,7 +28,7 @@ impl Union {
     }
 
     fn refuses_xattr(&self, name: &[u8]) -> bool {
-        !self.options.acl && name.starts_with(b"system.posix_acl_")
+        !self.options().acl && name.starts_with(b"system.posix_acl_")
     }
 
     /// GETXATTR: the whole value.
@@ -50,7 +50,7 @@ impl Union {
         if names
             .windows(9)
             .any(|w| w == b".overlay." || w == b"fuseoverl")
-            || !self.options.acl
+            || !self.options().acl
         {
             names = names
                 .split_inclusive(|b| *b == 0)
