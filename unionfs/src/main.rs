@@ -1,12 +1,13 @@
 //! `uaufs`: parse, run, exit code.
 
 mod cli;
+mod commands;
 mod mount_command;
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use cli::{CalledAs, Command, MountArgs, Parsed, UmountArgs};
+use cli::{CalledAs, Command, MountArgs, Parsed};
 use mount_command::MountJob;
 use unionfs::spec::{MountSpec, Unknown};
 
@@ -27,7 +28,7 @@ fn parse_and_run() -> anyhow::Result<u8> {
             Ok(0)
         }
         Parsed::Run(Command::Mount(args)) => mount(args),
-        Parsed::Run(Command::Umount(args)) => umount(&args),
+        Parsed::Run(Command::Umount(args)) => commands::umount::run(&args),
     }
 }
 
@@ -56,9 +57,4 @@ fn mount(args: MountArgs) -> anyhow::Result<u8> {
         foreground: args.foreground,
         debug: args.debug,
     })
-}
-
-fn umount(args: &UmountArgs) -> anyhow::Result<u8> {
-    unionfs::fuse::unmount(&args.mountpoint, args.lazy)?;
-    Ok(0)
 }

@@ -1,0 +1,3 @@
+//! What the subcommands do: one module each, with its arguments and a `run` that returns the exit code.
+
+pub mod umount;
