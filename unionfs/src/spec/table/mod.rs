@@ -1,6 +1,8 @@
 //! The table of options: looked up by the parsers, printed by `--help`, searched for suggestions.
 
 mod list;
+#[cfg(test)]
+mod manual;
 
 use std::fmt::Write as _;
 
@@ -333,17 +335,6 @@ mod tests {
         assert!(help.lines().all(|line| line.len() <= 80), "{help}");
         for def in OPTIONS.iter().filter(|def| def.group != Group::Refused) {
             assert!(help.contains(def.names[0]), "{}", def.names[0]);
-        }
-    }
-
-    #[test]
-    fn the_documentation_names_every_option() {
-        let page = include_str!("../../../../docs/options.md");
-        for name in OPTIONS.iter().flat_map(|def| def.names) {
-            assert!(
-                page.contains(&format!("`{name}")),
-                "docs/options.md lacks {name}"
-            );
         }
     }
 }
