@@ -6,6 +6,7 @@ mod fixture;
 mod identity;
 mod links;
 mod nodes;
+mod on_open;
 mod outside;
 mod redirects;
 mod user;

@@ -158,8 +158,19 @@ fn refuse_conflicts(spec: &MountSpec, copy_on_open: bool) -> Result<(), SetupErr
             "open=none",
             "a branch copies up on open (coo, moo), which needs open=answered",
         ),
+        // The kernel's own writes to a file do not wait while it moves to another branch.
+        (IoMode::Passthrough, ..) if moves_writable(spec) => conflict(
+            "io=passthrough",
+            "files leave a writable branch when they are opened (coo, moo): io=cache",
+        ),
         _ => Ok(()),
     }
+}
+
+/// Does a writable branch give its files to one above it when they are opened?
+fn moves_writable(spec: &MountSpec) -> bool {
+    let mut writable = spec.branches.iter().filter(|b| b.perm.writable()).skip(1);
+    writable.any(|b| b.perm.copy_on_open != CopyOnOpen::Never)
 }
 
 impl fmt::Display for IoPlan {
@@ -277,6 +288,11 @@ mod tests {
         assert!(IoPlan::choose(&spec, true).is_err());
         spec.options.io = IoMode::Auto;
         spec.branches[0].perm.copy_on_open = CopyOnOpen::All;
+        assert!(IoPlan::choose(&spec, true).is_err());
+        spec.options.open = OpenMode::Auto;
+        spec.options.io = IoMode::Passthrough;
+        assert!(IoPlan::choose(&spec, true).is_ok());
+        spec.branches.push(spec.branches[0].clone());
         assert!(IoPlan::choose(&spec, true).is_err());
     }
 }

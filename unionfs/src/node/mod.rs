@@ -100,6 +100,9 @@ pub struct Node {
     home: RwLock<Home>,
     /// Directories only.
     dir: Option<Box<DirState>>,
+    /// Held for reading while the data or attributes of a file are changed, for writing while it is
+    /// moved from one writable branch to another. Taken before any directory lock.
+    pub(crate) change: RwLock<()>,
 }
 
 impl Node {
@@ -124,6 +127,7 @@ impl Node {
             lookups: AtomicU64::new(0),
             home: RwLock::new(home),
             dir,
+            change: RwLock::default(),
         }
     }
 

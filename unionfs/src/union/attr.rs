@@ -67,6 +67,7 @@ impl Union {
         kill_priv: bool,
     ) -> Result<Attr> {
         let node = self.node(node)?;
+        let _stays = node.change.read();
         if let Some(size) = set.size {
             self.truncate(&node, size, kill_priv)?;
         }

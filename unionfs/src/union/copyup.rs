@@ -146,7 +146,19 @@ impl Union {
     }
 
     fn copy_up_file(&self, node: &Arc<Node>, keep: Option<u64>) -> Result<()> {
-        let target = self.branch(self.copy_up_target(node)?)?;
+        self.copy_file_to(node, self.copy_up_target(node)?, keep)
+            .map(|_| ())
+    }
+
+    /// Copies a non-directory to a writable branch above its own; the node is there then. Returns
+    /// what it was copied from.
+    pub(super) fn copy_file_to(
+        &self,
+        node: &Arc<Node>,
+        target: BranchId,
+        keep: Option<u64>,
+    ) -> Result<(Arc<Branch>, RealStat)> {
+        let target = self.branch(target)?;
         let store = target.store.as_ref().ok_or(Errno::ROFS)?;
         let home = node.home();
         if let (Some(parent), true) = (&home.parent, home.linked) {
@@ -157,7 +169,20 @@ impl Union {
             self.with_place(node, |b, loc| Ok((b.clone(), loc.clone())))?;
         let stat = source.stat()?;
         let mut copy = self.build_copy(store, &target, &source_branch, &source, &stat, keep)?;
-        self.publish(node, &target, &stat, &mut copy)
+        self.publish(node, &target, &stat, &mut copy)?;
+        Ok((source_branch, stat))
+    }
+
+    /// Runs `f`, which copies this node, while nobody else does; `None` = somebody else did.
+    pub(super) fn copying<T>(
+        &self,
+        node: &Node,
+        f: impl FnOnce() -> Result<T>,
+    ) -> Result<Option<T>> {
+        match self.copyups.start_or_wait(node.id) {
+            Some(_running) => f().map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Builds the copy in the store, complete with attributes, and makes its data durable.

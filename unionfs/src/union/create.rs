@@ -301,6 +301,7 @@ impl Union {
         if node.kind == Kind::Dir {
             return Err(Errno::PERM);
         }
+        let _stays = node.change.read();
         self.make_writable(&node)?;
         let target = self.branch(node.inode().0)?;
         if !self.shows(&parent, &target, name)? {

@@ -27,6 +27,7 @@ impl Union {
     /// capabilities.
     pub fn write(&self, node: NodeId, offset: u64, data: &[u8], kill_priv: bool) -> Result<usize> {
         let node = self.node(node)?;
+        let _stays = node.change.read();
         let fd = self.writable_fd(&node)?;
         if kill_priv {
             drop_privileges(&fd)?;
@@ -97,6 +98,7 @@ impl Union {
     /// FALLOCATE, `mode` as in fallocate(2).
     pub fn fallocate(&self, node: NodeId, offset: u64, length: u64, mode: i32) -> Result<()> {
         let node = self.node(node)?;
+        let _stays = node.change.read();
         let fd = self.writable_fd(&node)?;
         rustix::fs::fallocate(
             &*fd,
@@ -128,6 +130,7 @@ impl Union {
         length: u64,
     ) -> Result<usize> {
         let (source, target) = (self.node(from.0)?, self.node(to.0)?);
+        let _stays = target.change.read();
         let target = self.writable_fd(&target)?;
         // After the copy-up: source and target may be one file.
         let source = self.data_fd(&source)?;

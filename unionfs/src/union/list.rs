@@ -18,7 +18,8 @@ const BATCH: usize = 64;
 impl Union {
     /// OPENDIR.
     pub fn open_dir(&self, node: NodeId) -> Result<Opened> {
-        self.dir_node(node)?;
+        let node = self.dir_node(node)?;
+        self.copy_on_open(&node)?;
         Ok(Opened {
             keep_cache: self.options().udba == crate::spec::Udba::None,
             passthrough: false,

@@ -16,6 +16,7 @@ mod metadata;
 mod moves;
 mod names;
 mod namespace;
+mod on_open;
 mod open;
 mod redirect;
 mod remove;

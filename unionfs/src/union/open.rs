@@ -45,13 +45,14 @@ impl OpenTable {
 }
 
 impl Union {
-    /// OPEN of a non-directory, `flags` as in open(2). Nothing is copied up: that happens at the
-    /// first change.
+    /// OPEN of a non-directory, `flags` as in open(2). Nothing is copied up (that happens at the
+    /// first change), unless its branch asks for it.
     pub fn open_node(&self, node: NodeId, flags: i32) -> Result<Opened> {
         let node = self.node(node)?;
         if node.kind == Kind::Dir {
             return Err(Errno::ISDIR);
         }
+        self.copy_on_open(&node)?;
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let branch = self.branch(node.inode().0)?;
         if writes && !branch.writable() && self.read_only() {

@@ -143,7 +143,7 @@ impl Union {
         }
     }
 
-    fn record_gone(&self, branch: &Branch, real: u64) {
+    pub(super) fn record_gone(&self, branch: &Branch, real: u64) {
         if let Some(store) = &branch.store
             && let Err(err) = store.record(Record::Gone { real })
         {

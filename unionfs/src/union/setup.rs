@@ -13,7 +13,7 @@ use crate::errno::Errno;
 use crate::ino::InoMap;
 use crate::node::{FdCache, Home, Layer, Layers, Node, NodeTable, Place};
 use crate::setup::SetupError;
-use crate::spec::{CopyOnOpen, CreatePolicy, MountSpec, Udba};
+use crate::spec::{CreatePolicy, MountSpec, Udba};
 use crate::stack::Stack;
 use crate::sys::{Name, creds};
 use crate::types::{Kind, NodeId};
@@ -120,16 +120,6 @@ fn refuse_unsupported(spec: &MountSpec) -> Result<(), SetupError> {
     }
     if o.strict {
         return refuse("strict", "not supported yet");
-    }
-    if spec
-        .branches
-        .iter()
-        .any(|b| b.perm.copy_on_open != CopyOnOpen::Never)
-    {
-        return refuse(
-            "coo_reg, coo_all, moo",
-            "copying up at open is not supported yet",
-        );
     }
     if spec.branches.iter().any(|b| b.perm.fhsm) {
         return refuse("fhsm", "tiering is not supported yet");

@@ -74,6 +74,7 @@ impl Union {
             return Err(Errno::OPNOTSUPP);
         }
         let node = self.node(node)?;
+        let _stays = node.change.read();
         self.make_writable(&node)?;
         self.with_place(&node, |_, loc| {
             loc.xattrs(|x| x.set(name, value, flags as u32))
@@ -89,6 +90,7 @@ impl Union {
             return Err(Errno::OPNOTSUPP);
         }
         let node = self.node(node)?;
+        let _stays = node.change.read();
         // Nothing to remove: nothing is copied up for it.
         self.with_place(&node, |_, loc| loc.xattrs(|x| x.get(name)))?;
         self.make_writable(&node)?;
