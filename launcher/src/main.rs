@@ -4,7 +4,6 @@ mod as_root;
 mod cgroup;
 mod cli;
 mod console;
-mod diff;
 mod error;
 mod fsd;
 mod guard;

@@ -3,7 +3,6 @@
 use crate::as_root::as_container_root;
 use crate::cgroup::group;
 use crate::console::{self, plain};
-use crate::diff::{self, Lower};
 use crate::error::Explain;
 use crate::guard;
 use crate::spec::Root;
@@ -16,6 +15,7 @@ use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
+use unionfs::diff::{Letters, Lower, Printer, diff as compare};
 use unionfs::sys::remove;
 
 /// How often a container without a descriptor to wait on is looked at.
@@ -100,10 +100,10 @@ pub fn diff(store: &Store, name: &str, json: bool) -> Result<u8> {
         })
         .collect();
     let show = || {
-        let changes = diff::changes(layer.path(), &lowers)?;
-        let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-        diff::print(&changes, json, &mut out)?;
-        out.flush().explain(|| "writing".into())
+        let out = std::io::BufWriter::new(std::io::stdout().lock());
+        let mut printer = Printer::new(out, json, Letters::Changed);
+        compare(layer.path(), &lowers, &mut |changed| printer.print(changed))?;
+        printer.finish().explain(|| "writing".into())
     };
     match &record.maps {
         // Directories that only the container's ids may read.

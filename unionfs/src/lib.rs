@@ -16,12 +16,14 @@
 
 pub mod branch;
 pub mod daemon;
+pub mod diff;
 pub mod errno;
 pub mod fuse;
 pub mod ino;
 pub mod node;
 pub mod policy;
 pub mod setup;
+pub mod shown;
 pub mod spec;
 pub mod stack;
 pub mod stats;

@@ -135,7 +135,7 @@ pub struct Recovered {
 }
 
 impl Recovered {
-    fn replay(&mut self, record: Record) {
+    pub(super) fn replay(&mut self, record: Record) {
         match record {
             Record::Origin { real, origin } => {
                 self.origins.insert(real, origin);

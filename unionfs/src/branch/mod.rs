@@ -3,6 +3,7 @@
 //! Knows one branch and nothing of the others. All access is by a directory descriptor and one
 //! component; the path is kept only to be shown.
 
+mod books;
 mod dirren;
 pub mod log;
 mod marks;

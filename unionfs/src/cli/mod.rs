@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::commands::umount;
+use crate::commands::{diff, umount};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use unionfs::spec::table;
@@ -32,6 +32,8 @@ pub enum Command {
     /// The form without a subcommand, which mounts.
     #[command(skip)]
     Mount(MountArgs),
+    /// Show what a branch changes of those below it
+    Diff(diff::DiffArgs),
     /// Unmount a union
     Umount(umount::UmountArgs),
 }

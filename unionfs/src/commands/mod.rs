@@ -1,3 +1,4 @@
 //! What the subcommands do: one module each, with its arguments and a `run` that returns the exit code.
 
+pub mod diff;
 pub mod umount;

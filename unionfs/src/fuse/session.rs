@@ -6,10 +6,10 @@ use super::plan::IoPlan;
 use crate::errno::{Errno, Result};
 use crate::setup::SetupError;
 use crate::stats::Stats;
+use crate::sys::limits;
 use crate::types::{Caller, NodeId};
 use crate::union::Union;
 use fuser::{Config, Session, SessionACL};
-use rustix::process::{Resource, getrlimit, setrlimit};
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -85,7 +85,7 @@ pub fn serve(
     device: OwnedFd,
     config: ServeConfig,
 ) -> core::result::Result<ServeEnd, SetupError> {
-    raise_file_limit();
+    limits::raise_open_files();
     let end = run(&union, device, config);
     union.shutdown();
     end
@@ -149,15 +149,6 @@ fn device_opens() -> bool {
         .write(true)
         .open(super::mount::DEVICE)
         .is_ok()
-}
-
-/// Raises the soft limit of open files to the hard one: nodes in use hold descriptors.
-fn raise_file_limit() {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        log::debug!("RLIMIT_NOFILE stays as it is: {error}");
-    }
 }
 
 /// An I/O error with what it means.

@@ -1,0 +1,250 @@
+//! One directory on the branches below: what shows through them.
+
+use crate::branch::Branch;
+use crate::errno::{Errno, Result};
+use crate::spec::Format;
+use crate::sys::loc::open_subdir;
+use crate::sys::stat::{stat_at, stat_fd};
+use crate::sys::xattr;
+use crate::types::{Kind, Timestamp};
+use crate::whiteout::{NameClass, classify};
+use rustc_hash::FxHashMap;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{Dir, Mode, OFlags, openat};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Names of a directory with their types.
+pub(super) type Names = BTreeMap<Vec<u8>, Kind>;
+
+/// A branch and where its renamed directories have their lower parts.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) branch: Arc<Branch>,
+    redirects: FxHashMap<u64, (Timestamp, Vec<u8>)>,
+}
+
+/// Where the lower parts of a renamed directory are.
+enum Redirect {
+    /// A path from the branch roots.
+    Root(Vec<u8>),
+    /// Another name in the same directory.
+    Beside(Vec<u8>),
+}
+
+impl Member {
+    pub(super) fn new(branch: Arc<Branch>) -> Self {
+        let recorded = match branch.format {
+            // Bookkeeping that may not be read: then nothing is known of renames.
+            Format::Aufs if branch.honours_whiteouts() => branch.redirects().unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        let redirects = recorded.into_iter().map(|(real, at, to)| (real, (at, to)));
+        Self {
+            branch,
+            redirects: redirects.collect(),
+        }
+    }
+
+    fn redirect_of(&self, dir: &OwnedFd) -> Result<Option<Redirect>> {
+        if self.branch.format == Format::Aufs {
+            if self.redirects.is_empty() {
+                return Ok(None);
+            }
+            let stat = stat_fd(dir)?;
+            let found = self.redirects.get(&stat.ino);
+            return Ok(found
+                .filter(|(btime, _)| *btime == stat.btime)
+                .map(|(_, path)| Redirect::Root(path.clone())));
+        }
+        let target = xattr::Target::dir(dir.as_fd());
+        for name in [&b"trusted.overlay.redirect"[..], b"user.overlay.redirect"] {
+            if let Ok(value) = target.get(name) {
+                return Ok(Some(match value.strip_prefix(b"/") {
+                    Some(path) => Redirect::Root(path.to_vec()),
+                    None => Redirect::Beside(value),
+                }));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// A directory on one branch.
+#[derive(Clone)]
+pub(super) struct Level {
+    /// Position of the branch among the lower ones.
+    at: usize,
+    dir: Arc<OwnedFd>,
+}
+
+/// What a name is on one branch.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Here {
+    Nothing,
+    Entry(Kind),
+    /// A whiteout of this very name.
+    Device,
+}
+
+/// A name in a directory of one branch.
+pub(super) fn look(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<Here> {
+    match stat_at(dir, name) {
+        Ok(stat)
+            if stat.is_null_device() && branch.honours_whiteouts() && branch.device_hides(name) =>
+        {
+            Ok(Here::Device)
+        }
+        Ok(stat) => Ok(Here::Entry(stat.kind())),
+        Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(Here::Nothing),
+        Err(err) => Err(err),
+    }
+}
+
+/// Names of a directory on one branch: those that exist, and those that it hides below it.
+pub(super) fn read(branch: &Branch, dir: &OwnedFd) -> Result<(Names, BTreeSet<Vec<u8>>)> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let listing = openat(dir, c".", flags, Mode::empty())?;
+    let (mut names, mut hidden) = (Names::new(), BTreeSet::new());
+    for entry in Dir::new(listing)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        match classify(name) {
+            _ if name == b"." || name == b".." => {}
+            NameClass::Whiteout(gone) if branch.honours_whiteouts() => {
+                hidden.insert(gone.to_vec());
+            }
+            NameClass::Plain => match look(branch, dir, name)? {
+                Here::Entry(kind) => {
+                    names.insert(name.to_vec(), kind);
+                }
+                Here::Device => {
+                    hidden.insert(name.to_vec());
+                }
+                // Removed meanwhile.
+                Here::Nothing => {}
+            },
+            NameClass::Whiteout(_) | NameClass::Opaque | NameClass::Reserved => {}
+        }
+    }
+    Ok((names, hidden))
+}
+
+/// The branches below, topmost first.
+pub(super) struct Stack(pub(super) Vec<Member>);
+
+impl Stack {
+    fn branch(&self, level: &Level) -> &Branch {
+        &self.0[level.at].branch
+    }
+
+    /// The root on the branches from number `first` on, as far as they show through.
+    pub(super) fn roots(&self, first: usize) -> Result<Vec<Level>> {
+        let mut found = Vec::new();
+        for (at, member) in self.0.iter().enumerate().skip(first) {
+            let dir = member.branch.root.clone();
+            let opaque = member.branch.honours_whiteouts() && member.branch.is_opaque(&dir)?;
+            found.push(Level { at, dir });
+            if opaque {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// What shows through under `name`.
+    pub(super) fn kind_of(&self, levels: &[Level], name: &[u8]) -> Result<Option<Kind>> {
+        for level in levels {
+            let branch = self.branch(level);
+            match look(branch, &level.dir, name)? {
+                Here::Entry(kind) => return Ok(Some(kind)),
+                Here::Device => return Ok(None),
+                Here::Nothing => {}
+            }
+            if branch.honours_whiteouts() && branch.has_whiteout(&level.dir, name)? {
+                return Ok(None);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Every name that shows through.
+    pub(super) fn visible(&self, levels: &[Level]) -> Result<Names> {
+        let mut all = Names::new();
+        let mut gone = BTreeSet::new();
+        for level in levels {
+            let (names, hidden) = read(self.branch(level), &level.dir)?;
+            for (name, kind) in names {
+                if !gone.contains(&name) {
+                    all.entry(name).or_insert(kind);
+                }
+            }
+            gone.extend(hidden);
+        }
+        Ok(all)
+    }
+
+    /// The directory `name` as it shows through; empty if something else does.
+    pub(super) fn enter(&self, levels: &[Level], name: &[u8]) -> Result<Vec<Level>> {
+        let mut found: Vec<Level> = Vec::new();
+        for (i, level) in levels.iter().enumerate() {
+            let branch = self.branch(level);
+            match look(branch, &level.dir, name)? {
+                Here::Entry(Kind::Dir) => {
+                    let dir = match open_subdir(&level.dir, name) {
+                        Ok(dir) => Arc::new(dir),
+                        // Another filesystem is mounted there.
+                        Err(Errno::XDEV) => continue,
+                        Err(err) => return Err(err),
+                    };
+                    let honours = branch.honours_whiteouts();
+                    let opaque = honours && branch.is_opaque(&dir)?;
+                    let at = level.at;
+                    let beside = &levels[i + 1..];
+                    let moved = match honours && !opaque {
+                        true => self.below_renamed(&self.0[at], &dir, at + 1, beside)?,
+                        false => None,
+                    };
+                    found.push(Level { at, dir });
+                    if let Some(moved) = moved {
+                        found.extend(moved);
+                        break;
+                    }
+                    if opaque {
+                        break;
+                    }
+                }
+                // Something else on top hides the directories below it.
+                Here::Entry(_) if found.is_empty() => break,
+                Here::Device => break,
+                Here::Entry(_) | Here::Nothing => {}
+            }
+            if branch.honours_whiteouts() && branch.has_whiteout(&level.dir, name)? {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The lower parts of a directory that was renamed on `member`: on the branches from number
+    /// `first` on, of which `beside` is the directory's parent. `None` = it was not renamed.
+    pub(super) fn below_renamed(
+        &self,
+        member: &Member,
+        dir: &OwnedFd,
+        first: usize,
+        beside: &[Level],
+    ) -> Result<Option<Vec<Level>>> {
+        match member.redirect_of(dir)? {
+            None => Ok(None),
+            Some(Redirect::Beside(name)) => self.enter(beside, &name).map(Some),
+            Some(Redirect::Root(path)) => {
+                let mut levels = self.roots(first)?;
+                for part in path.split(|b| *b == b'/').filter(|p| !p.is_empty()) {
+                    levels = self.enter(&levels, part)?;
+                }
+                Ok(Some(levels))
+            }
+        }
+    }
+}
