@@ -8,5 +8,6 @@ mod links;
 mod nodes;
 mod on_open;
 mod outside;
+mod placement;
 mod redirects;
 mod user;

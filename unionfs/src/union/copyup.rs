@@ -10,7 +10,6 @@ use crate::branch::{Branch, Store};
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
 use crate::node::{Home, Layer, Layers, Node, Place, Present};
-use crate::policy::{self, Facts};
 use crate::sys::copy::copy_data;
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::{Loc, Name, RealStat, Unlocked, creds};
@@ -111,37 +110,6 @@ impl Union {
                 }
                 return Ok(());
             }
-        }
-    }
-
-    /// The branch that the policy copies this node to.
-    pub(super) fn copy_up_target(&self, node: &Arc<Node>) -> Result<BranchId> {
-        let home = node.home();
-        let stack = self.stack();
-        let entry = stack.position(home.branch).ok_or(Errno::STALE)?;
-        let parent = home.parent.filter(|_| home.linked);
-        let writable = stack.each(Branch::writable);
-        let layers = parent.as_ref().map(|p| p.layers());
-        let has_parent = stack.each(|b| {
-            let holds = |l: &Layer| l.branch == b.id && !l.sealed;
-            layers
-                .as_ref()
-                .is_none_or(|layers| layers.iter().any(holds))
-        });
-        let facts = Facts {
-            writable: &writable,
-            has_parent: &has_parent,
-        };
-        let target = policy::copy_up(facts, entry, self.options().copyup)?;
-        let target = stack.branches()[usize::from(target.0)].id;
-        let dir = if node.kind == Kind::Dir {
-            Some(node)
-        } else {
-            parent.as_ref()
-        };
-        match dir {
-            Some(dir) => self.reached(dir, target),
-            None => Ok(target),
         }
     }
 

@@ -6,7 +6,6 @@ use crate::branch::Branch;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
 use crate::node::{Home, Index, Layer, Layers, Namespace, Node, Place, Present};
-use crate::policy::{self, Facts};
 use crate::spec::DirOpaque;
 use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
@@ -122,7 +121,8 @@ impl Union {
     ) -> Result<Made> {
         let parent = self.dir_node(parent)?;
         self.check_name(name)?;
-        let target = self.branch(self.create_target(&parent)?)?;
+        let is_dir = matches!(new, New::Dir);
+        let target = self.branch(self.create_target(&parent, name, is_dir)?)?;
         self.make_dir_on(&parent, target.id)?;
         let mut ns = self.ns_write(&parent)?;
         let hidden = match self.resolve(&parent, &ns, name)? {
@@ -161,24 +161,6 @@ impl Union {
         })
     }
 
-    /// The branch for something new in this directory.
-    pub(super) fn create_target(&self, parent: &Arc<Node>) -> Result<BranchId> {
-        let stack = self.stack();
-        let layers = parent.layers();
-        if let Some(top) = layers.first()
-            && stack.get(top.branch).is_some_and(|b| b.writable())
-        {
-            return Ok(top.branch);
-        }
-        let writable = stack.each(Branch::writable);
-        let has_parent = stack.each(|b| layers.iter().any(|l| l.branch == b.id));
-        let at = policy::create_top_down_parent(Facts {
-            writable: &writable,
-            has_parent: &has_parent,
-        })?;
-        self.reached(parent, stack.branches()[usize::from(at.0)].id)
-    }
-
     /// The system calls of a creation. `hidden`: a whiteout says that the name is not there.
     #[allow(clippy::too_many_arguments)]
     fn make_on(
@@ -191,6 +173,8 @@ impl Union {
         modes: Modes,
         hidden: bool,
     ) -> Result<Option<Arc<OwnedFd>>> {
+        // A whiteout on a branch below stays and goes on hiding.
+        let own_mark = hidden && branch.has_whiteout(dir, name)?;
         // A whiteout device has the very name: the new entry is made beside it and takes its place.
         let over_device = hidden
             && branch.device_hides(name)
@@ -206,8 +190,8 @@ impl Union {
             make_entry(dir, at, new, modes.mode)
         })?;
         let finish = || -> Result<()> {
-            if matches!(new, New::Dir) && (hidden || self.options().dir_opaque == DirOpaque::Always)
-            {
+            let always = self.options().dir_opaque == DirOpaque::Always;
+            if matches!(new, New::Dir) && (own_mark || always) {
                 branch.set_opaque(&open_subdir(dir, at)?)?;
             }
             if over_device {
@@ -285,7 +269,7 @@ impl Union {
             let entry = Present::single(branch.id, stat.kind(), stat.ino, below);
             index.set(name, &entry);
         }
-        self.restamp(parent, ns, branch.id);
+        self.changed(parent, ns, branch.id);
     }
 
     /// LINK.
@@ -301,6 +285,7 @@ impl Union {
         if node.kind == Kind::Dir {
             return Err(Errno::PERM);
         }
+        self.may_change(&parent)?;
         let _stays = node.change.read();
         self.make_writable(&node)?;
         let target = self.branch(node.inode().0)?;

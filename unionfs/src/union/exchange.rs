@@ -11,7 +11,7 @@ impl Union {
     /// RENAME_EXCHANGE: both names exist on the branch, then they change places at once.
     pub(super) fn try_exchange(&self, a: At<'_>, b: At<'_>) -> Result<bool> {
         let (one, two) = (self.find(a.dir, a.name)?, self.find(b.dir, b.name)?);
-        let branch = self.rename_branch(a, &one, b, Some(&two))?;
+        let branch = self.rename_branch(a, one.top, b, Some(&two))?;
         let first = self.bring_to(a, &branch)?;
         let second = self.bring_to(b, &branch)?;
         let mut dirs = self.lock_two(a.dir, b.dir)?;
@@ -58,8 +58,8 @@ impl Union {
                 &Present::single(branch.id, one.kind, one.real, two.below),
             );
         }
-        self.restamp(a.dir, dirs.source(), branch.id);
-        self.restamp(b.dir, dirs.target(), branch.id);
+        self.changed(a.dir, dirs.source(), branch.id);
+        self.changed(b.dir, dirs.target(), branch.id);
         Ok(true)
     }
 }

@@ -18,6 +18,7 @@ mod names;
 mod namespace;
 mod on_open;
 mod open;
+mod placement;
 mod redirect;
 mod remove;
 mod rename;
@@ -38,6 +39,7 @@ use links::LinkTable;
 use names::KnownNames;
 use open::OpenTable;
 use parking_lot::Mutex;
+use placement::Placement;
 use redirect::Redirects;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -60,6 +62,7 @@ pub struct Union {
     names: KnownNames,
     redirects: Redirects,
     copyups: CopyUps,
+    placement: Placement,
     /// Lock order 1: held over renames between two directories, so that the order of the two
     /// directory locks (ancestor first) cannot change while it is determined.
     rename_lock: Mutex<()>,

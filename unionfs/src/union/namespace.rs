@@ -8,7 +8,7 @@ use crate::node::{Index, Namespace, Node, Present};
 use crate::spec::Udba;
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::{Loc, Name, RealStat};
-use crate::types::{BranchId, Kind, NodeId};
+use crate::types::{BranchId, Kind, NodeId, SetTime};
 use crate::whiteout::{NameClass, classify};
 use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
 use rustix::fd::OwnedFd;
@@ -160,6 +160,22 @@ impl Union {
             }
         }
         Ok(true)
+    }
+
+    /// After a name of the directory was made or removed on `branch`: the directory shows the times
+    /// of its topmost instance, so that one changed too.
+    pub(super) fn changed(&self, node: &Arc<Node>, ns: &mut Namespace, branch: BranchId) {
+        let top = node.layers().first().map(|l| l.branch);
+        if let Some(top) = top.filter(|top| *top != branch)
+            && self.branch(top).is_ok_and(|b| b.writable())
+            && let Ok(fd) = self.dir_fd_on(node, top)
+        {
+            if let Err(err) = Loc::dir(fd).set_times(None, Some(SetTime::Now)) {
+                log::debug!("time of a directory that was changed below: {err}");
+            }
+            self.restamp(node, ns, top);
+        }
+        self.restamp(node, ns, branch);
     }
 
     /// After a change by the union in `branch`: what it did itself is no news.

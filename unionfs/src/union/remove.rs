@@ -10,7 +10,6 @@ use crate::branch::plinks::plink_name;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
 use crate::node::{Namespace, Node, Place, Present};
-use crate::policy::{self, Facts};
 use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::{RealStat, Unlocked};
@@ -28,6 +27,7 @@ impl Union {
     pub fn unlink(&self, _caller: &Caller, parent: NodeId, name: &[u8]) -> Result<()> {
         let parent = self.dir_node(parent)?;
         self.check_name(name)?;
+        self.may_change(&parent)?;
         for _ in 0..RETRIES {
             let found = self.find(&parent, name)?;
             if found.kind == Kind::Dir {
@@ -56,24 +56,6 @@ impl Union {
         }
     }
 
-    /// The branch on which a name whose topmost instance is on `top` is changed.
-    pub(super) fn change_target(&self, parent: &Arc<Node>, top: BranchId) -> Result<BranchId> {
-        let stack = self.stack();
-        if stack.get(top).is_some_and(|b| b.writable()) {
-            return Ok(top);
-        }
-        let entry = stack.position(top).ok_or(Errno::STALE)?;
-        let layers = parent.layers();
-        let writable = stack.each(Branch::writable);
-        let has_parent = stack.each(|b| layers.iter().any(|l| l.branch == b.id));
-        let facts = Facts {
-            writable: &writable,
-            has_parent: &has_parent,
-        };
-        let target = policy::copy_up(facts, entry, self.options().copyup)?;
-        self.reached(parent, stack.branches()[usize::from(target.0)].id)
-    }
-
     fn unlink_locked(
         &self,
         parent: &Arc<Node>,
@@ -92,7 +74,7 @@ impl Union {
         if let Some(index) = &mut ns.index {
             index.remove(name, whiteout);
         }
-        self.restamp(parent, ns, target.id);
+        self.changed(parent, ns, target.id);
         if let Some(node) = &node {
             unname(node, leaving);
         }
@@ -182,6 +164,7 @@ impl Union {
     pub fn rmdir(&self, _caller: &Caller, parent: NodeId, name: &[u8]) -> Result<()> {
         let parent = self.dir_node(parent)?;
         self.check_name(name)?;
+        self.may_change(&parent)?;
         for _ in 0..RETRIES {
             let found = self.find(&parent, name)?;
             if found.kind != Kind::Dir {
@@ -220,7 +203,7 @@ impl Union {
             if let Some(index) = &mut ns.index {
                 index.remove(name, found.below || found.top != target.id);
             }
-            self.restamp(parent, ns, target.id);
+            self.changed(parent, ns, target.id);
         }
         let id = node.id;
         drop(node);

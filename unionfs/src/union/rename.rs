@@ -105,6 +105,8 @@ impl Union {
         let (from_dir, to_dir) = (self.dir_node(from.0)?, self.dir_node(to.0)?);
         self.check_name(from.1)?;
         self.check_name(to.1)?;
+        self.may_change(&from_dir)?;
+        self.may_change(&to_dir)?;
         let (from, to) = (
             At {
                 dir: &from_dir,
@@ -161,7 +163,7 @@ impl Union {
         if let Some(dest) = &dest {
             check_kinds(source.kind, dest.kind)?;
         }
-        let branch = self.rename_branch(from, &source, to, dest.as_ref())?;
+        let branch = self.rename_branch(from, source.top, to, dest.as_ref())?;
         if !self.shows(to.dir, &branch, to.name)? {
             return Err(Errno::XDEV);
         }
@@ -214,28 +216,6 @@ impl Union {
             &branch,
         )?;
         Ok(true)
-    }
-
-    /// The writable branch on which the rename happens.
-    pub(super) fn rename_branch(
-        &self,
-        from: At<'_>,
-        source: &Present,
-        to: At<'_>,
-        dest: Option<&Present>,
-    ) -> Result<Arc<Branch>> {
-        let stack = self.stack();
-        let mut id = self.change_target(from.dir, source.top)?;
-        let other = match dest {
-            Some(dest) => self.change_target(to.dir, dest.top)?,
-            None => self.create_target(to.dir).unwrap_or(id),
-        };
-        // The new name must not be hidden by what is above it.
-        let above = stack.position(other) < stack.position(id);
-        if above && (dest.is_some() || to.dir.layer_on(id).is_none()) {
-            id = other;
-        }
-        self.branch(id)
     }
 
     /// Makes sure that the source is on the branch, under its name.
@@ -420,8 +400,8 @@ impl Union {
                 &Present::single(branch.id, source.kind, source.real, below),
             );
         }
-        self.restamp(from.dir, dirs.source(), branch.id);
-        self.restamp(to.dir, dirs.target(), branch.id);
+        self.changed(from.dir, dirs.source(), branch.id);
+        self.changed(to.dir, dirs.target(), branch.id);
         Ok(())
     }
 
@@ -485,7 +465,11 @@ impl Union {
             });
         drop(ns);
         if lower_is_empty {
-            return Ok(Lower::None { opaque: true });
+            // A redirect that was recorded earlier is given up.
+            let redirected = layers.iter().any(|l| l.path.is_some());
+            return Ok(Lower::None {
+                opaque: below || always || redirected,
+            });
         }
         if !self.options().dir_rename {
             return Err(Errno::XDEV);
@@ -520,7 +504,8 @@ impl Union {
     pub(super) fn moved(&self, node: &Arc<Node>, to: At<'_>, lower: Lower) {
         match lower {
             Lower::Redirect(layers) => node.set_layers(Layers::new(layers)),
-            Lower::None { opaque: true } => {
+            // Lower parts stay behind: they were empty.
+            Lower::None { .. } if node.layers().len() > 1 => {
                 let top: SmallVec<[Layer; 2]> = node.layers().iter().take(1).cloned().collect();
                 node.set_layers(Layers::new(top));
             }

@@ -4,6 +4,7 @@ use super::copyup::CopyUps;
 use super::links::{LinkTable, Plink};
 use super::names::KnownNames;
 use super::open::OpenTable;
+use super::placement::Placement;
 use super::redirect::Redirects;
 use super::{FOREVER, Union};
 use crate::branch::Branch;
@@ -13,7 +14,7 @@ use crate::errno::Errno;
 use crate::ino::InoMap;
 use crate::node::{FdCache, Home, Layer, Layers, Node, NodeTable, Place};
 use crate::setup::SetupError;
-use crate::spec::{CreatePolicy, MountSpec, Udba};
+use crate::spec::{MountSpec, Udba};
 use crate::stack::Stack;
 use crate::sys::{Name, creds};
 use crate::types::{Kind, NodeId};
@@ -62,6 +63,7 @@ impl Union {
             names: KnownNames::default(),
             redirects,
             copyups: CopyUps::default(),
+            placement: Placement::default(),
             rename_lock: Mutex::new(()),
             next_generation: AtomicU64::new(1),
             hidden: Vec::new(),
@@ -111,9 +113,6 @@ fn refuse_unsupported(spec: &MountSpec) -> Result<(), SetupError> {
             "udba=notify",
             "not supported yet: use udba=reval or udba=none",
         );
-    }
-    if o.create != CreatePolicy::TopDownParent {
-        return refuse("create", "only tdp is supported yet");
     }
     if o.show_whiteouts {
         return refuse("shwh", "not supported yet");

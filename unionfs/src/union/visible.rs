@@ -16,21 +16,8 @@ impl Union {
         Ok(!self.hidden_above(dir, branch, name)? && self.reaches(dir, branch)?)
     }
 
-    /// `branch`, or the nearest writable one above it on which what is made in `dir` is seen.
-    pub(super) fn reached(&self, dir: &Arc<Node>, branch: BranchId) -> Result<BranchId> {
-        let stack = self.stack();
-        let mut at = usize::from(stack.position(branch).ok_or(Errno::STALE)?.0);
-        loop {
-            let candidate = &stack.branches()[at];
-            if candidate.writable() && self.reaches(dir, candidate)? {
-                return Ok(candidate.id);
-            }
-            at = at.checked_sub(1).ok_or(Errno::ROFS)?;
-        }
-    }
-
     /// Is `dir` on `branch` part of the union's directory, or would it be if it was made there?
-    fn reaches(&self, dir: &Arc<Node>, branch: &Branch) -> Result<bool> {
+    pub(super) fn reaches(&self, dir: &Arc<Node>, branch: &Branch) -> Result<bool> {
         let mut dir = dir.clone();
         while dir.layer_on(branch.id).is_none() {
             if self.is_cut_off(&dir, branch)? {

@@ -1,0 +1,112 @@
+//! On which branch something is made, and what its directories look like there.
+
+use crate::fixture::{Fixture, is_root};
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::time::{Duration, SystemTime};
+use unionfs::errno::Errno;
+
+/// `create=rr` puts the first file on the topmost branch and the second on the lowest of two.
+fn on_the_lower_branch(union: &mut Fixture) {
+    union.open(&["b0=rw", "b1=rw"], "create=rr");
+    union.create("first", "").unwrap();
+    union.create("d/e/new", "new").unwrap();
+}
+
+#[test]
+fn directories_are_copied_down_with_owner_and_mode() {
+    if !is_root() {
+        return;
+    }
+    let mut union = Fixture::new();
+    union.put_dir("b0/d/e");
+    union.put_dir("b1");
+    fs::set_permissions(union.path("b0/d"), fs::Permissions::from_mode(0o2751)).unwrap();
+    std::os::unix::fs::chown(union.path("b0/d/e"), Some(7), Some(8)).unwrap();
+    on_the_lower_branch(&mut union);
+    assert_eq!(union.on_branch("b1/d/e/new"), "new");
+    let (d, e) = (
+        union.path("b1/d").metadata().unwrap(),
+        union.path("b1/d/e").metadata().unwrap(),
+    );
+    assert_eq!(d.mode() & 0o7777, 0o2751);
+    assert_eq!((e.uid(), e.gid()), (7, 8));
+    union.open(&["b0=rw", "b1=rw"], "");
+    assert_eq!(union.read("d/e/new"), "new");
+}
+
+#[test]
+fn a_directory_that_is_copied_down_over_a_whiteout_shows_nothing_from_below() {
+    let mut union = Fixture::new();
+    union.put_dir("b0/d/e");
+    union.put("b1/.wh.d", "");
+    union.put("b2/d/e/old", "hidden by b1");
+    union.open(&["b0=rw", "b1=rw", "b2=ro"], "create=mfs");
+    // Free space is equal: the lower of the two writable branches is taken.
+    union.create("d/e/new", "new").unwrap();
+    assert_eq!(union.on_branch("b1/d/e/new"), "new");
+    assert!(!union.path("b1/.wh.d").exists());
+    assert!(union.path("b1/d/.wh..wh..opq").exists());
+    for options in ["", "udba=none"] {
+        union.open(&["b0=rw", "b1=rw", "b2=ro"], options);
+        assert_eq!(union.names("d/e"), ["new"]);
+    }
+}
+
+#[test]
+fn a_directory_shows_a_change_of_a_branch_below_its_top() {
+    let mut union = Fixture::new();
+    union.put_dir("b0/d/e");
+    union.put_dir("b1");
+    let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let touch = |union: &Fixture| {
+        let dir = fs::File::open(union.path("b0/d/e")).unwrap();
+        dir.set_modified(old).unwrap();
+    };
+    touch(&union);
+    on_the_lower_branch(&mut union);
+    assert_ne!(union.attr("d/e").mtime.sec, 1_000_000_000);
+    touch(&union);
+    union.unlink("d/e/new").unwrap();
+    assert_ne!(union.attr("d/e").mtime.sec, 1_000_000_000);
+    assert!(!union.path("b1/d/e/new").exists());
+}
+
+#[test]
+fn nothing_is_made_below_a_whiteout_or_an_opaque_mark_of_a_readonly_branch() {
+    let mut union = Fixture::new();
+    union.put_dir("b0");
+    union.put("b1/.wh.a", "");
+    union.put("b1/d/.wh..wh..opq", "");
+    union.put("b2/a", "hidden");
+    union.put("b2/d/x", "hidden");
+    let branches = ["b0=rw", "b1=ro+wh", "b2=rw"];
+    union.open(&branches, "create=mfs");
+    union.create("a", "new").unwrap();
+    union.create("d/x", "new").unwrap();
+    assert_eq!(union.on_branch("b0/a"), "new");
+    assert_eq!(union.on_branch("b0/d/x"), "new");
+    assert_eq!(union.on_branch("b2/a"), "hidden");
+    // Where nothing hides it, the policy's branch is taken.
+    union.create("other", "").unwrap();
+    assert!(union.path("b2/other").exists());
+}
+
+#[test]
+fn names_below_a_readonly_top_cannot_be_changed() {
+    let mut union = Fixture::new();
+    union.put("b0/d/x", "0");
+    union.put("b1/d/y", "1");
+    union.put("b1/e/z", "1");
+    for create in ["tdp", "mfs", "rr", "pmfs", "tdmfs:1"] {
+        union.open(&["b0=ro", "b1=rw"], &format!("create={create}"));
+        assert_eq!(union.create("d/n", "").err(), Some(Errno::ROFS), "{create}");
+        assert_eq!(union.unlink("d/y"), Err(Errno::ROFS));
+        assert_eq!(union.rename("e/z", "d/z"), Err(Errno::ROFS));
+        assert_eq!(union.link("e/z", "d/z"), Err(Errno::ROFS));
+        union.write("d/y", "changed in place").unwrap();
+        union.create("e/n", "").unwrap();
+        union.unlink("e/n").unwrap();
+    }
+    assert_eq!(union.on_branch("b1/d/y"), "changed in place");
+}
