@@ -143,6 +143,19 @@ pub struct Caller {
     pub pid: u32,
 }
 
+/// Who may use one instance of a directory.
+#[derive(Clone, Debug)]
+pub struct DirPermission {
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner on the branch.
+    pub uid: u32,
+    /// Group on the branch.
+    pub gid: u32,
+    /// The value of `system.posix_acl_access`, if there is one.
+    pub acl: Option<Vec<u8>>,
+}
+
 /// A time to set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetTime {

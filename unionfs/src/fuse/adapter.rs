@@ -8,7 +8,7 @@ use super::plan::{DataPath, IoPlan, Opens};
 use super::session::{IoctlHook, ServeConfig};
 use crate::errno::{Errno, Result};
 use crate::stats::{Op, Stats};
-use crate::types::{Attr, Caller, Entry, Lifetimes, NodeId, Opened};
+use crate::types::{Attr, Caller, Entry, Kind, Lifetimes, NodeId, Opened};
 use crate::union::Union;
 use fuser::{BackingId, FileAttr, FopenFlags, Generation, ReplyData, Request};
 use parking_lot::RwLock;
@@ -110,28 +110,29 @@ impl Adapter {
     pub(super) fn answer_entry(
         &self,
         op: Op,
+        parent: NodeId,
         reply: fuser::ReplyEntry,
         work: impl FnOnce() -> Result<Entry>,
     ) {
         self.answer(op, reply, work, |reply, entry| {
-            self.send_entry(reply, &entry)
+            self.send_entry(reply, parent, &entry)
         });
     }
 
-    /// Sends a node with its lifetimes.
-    pub(super) fn send_entry(&self, reply: fuser::ReplyEntry, entry: &Entry) {
+    /// Sends a node in `parent` with its lifetimes.
+    pub(super) fn send_entry(&self, reply: fuser::ReplyEntry, parent: NodeId, entry: &Entry) {
         let Lifetimes {
             entry: entry_ttl,
             attr: attr_ttl,
             ..
-        } = self.union.lifetimes();
+        } = self.lifetimes_in(parent, entry.attr.kind());
         let attr = self.wire_attr(&entry.attr);
         reply.entry_with_ttls(&attr_ttl, &entry_ttl, &attr, Generation(entry.generation));
     }
 
-    /// Sends "no such name", to be remembered as long as the union allows.
-    pub(super) fn send_absent(&self, reply: fuser::ReplyEntry) {
-        let lifetime = self.union.lifetimes().negative;
+    /// Sends "no such name" in `parent`, to be remembered as long as the union allows.
+    pub(super) fn send_absent(&self, reply: fuser::ReplyEntry, parent: NodeId) {
+        let lifetime = self.lifetimes_in(parent, Kind::File).negative;
         if lifetime.is_zero() {
             reply.fail(Errno::NOENT);
         } else {
@@ -140,8 +141,8 @@ impl Adapter {
     }
 
     /// The lifetime for replies that have one field for both names and attributes.
-    pub(super) fn shorter_lifetime(&self) -> Duration {
-        let lifetimes = self.union.lifetimes();
+    pub(super) fn shorter_lifetime(&self, parent: NodeId) -> Duration {
+        let lifetimes = self.lifetimes_in(parent, Kind::File);
         lifetimes.entry.min(lifetimes.attr)
     }
 

@@ -88,7 +88,7 @@ const WISHES: &[Wish] = &[
     ),
     (
         InitFlags::FUSE_NO_OPENDIR_SUPPORT,
-        zero_message,
+        |plan| zero_message(plan) && !plan.answers_opendir,
         "OPENDIR may be answered ENOSYS for good",
     ),
     (
@@ -184,6 +184,7 @@ mod tests {
     fn plan(data: DataPath, opens: Opens) -> IoPlan {
         IoPlan {
             opens,
+            answers_opendir: false,
             data,
             writeback: false,
             revalidate: false,

@@ -7,6 +7,7 @@ use super::adapter::{Adapter, CAPABILITIES, Reply, SET_ID};
 use super::caps;
 use super::convert::{decode_dev, errno, file_type, set_time};
 use super::opens::Grant;
+use super::permission::{READ, SEARCH};
 use super::xattr;
 use crate::errno::Errno;
 use crate::stats::Op;
@@ -43,14 +44,14 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.answer(
             Op::Lookup,
             reply,
-            || self.union.lookup(node(parent), name.as_bytes()),
+            || self.lookup_checked(request, node(parent), name.as_bytes()),
             |reply, lookup| match lookup {
-                Lookup::Found(entry) => self.send_entry(reply, &entry),
-                Lookup::Absent => self.send_absent(reply),
+                Lookup::Found(entry) => self.send_entry(reply, node(parent), &entry),
+                Lookup::Absent => self.send_absent(reply, node(parent)),
             },
         );
     }
@@ -62,12 +63,12 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn getattr(&self, _request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         self.answer(
             Op::Getattr,
             reply,
-            || self.union.getattr(node(ino)),
-            |reply, attr| reply.attr(&self.union.lifetimes().attr, &self.wire_attr(&attr)),
+            || self.getattr_checked(request, node(ino)),
+            |reply, attr| self.send_attr(reply, &attr),
         );
     }
 
@@ -113,7 +114,7 @@ impl Filesystem for Adapter {
                     change()
                 }
             },
-            |reply, attr| reply.attr(&self.union.lifetimes().attr, &self.wire_attr(&attr)),
+            |reply, attr| self.send_attr(reply, &attr),
         );
     }
 
@@ -136,7 +137,8 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        self.answer_entry(Op::Mknod, reply, || {
+        self.answer_entry(Op::Mknod, node(parent), reply, || {
+            self.check_lower(request, node(parent), SEARCH)?;
             let caller = self.caller(request);
             self.union.mknod(
                 &caller,
@@ -158,7 +160,8 @@ impl Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        self.answer_entry(Op::Mkdir, reply, || {
+        self.answer_entry(Op::Mkdir, node(parent), reply, || {
+            self.check_lower(request, node(parent), SEARCH)?;
             self.union.mkdir(
                 &self.caller(request),
                 node(parent),
@@ -171,6 +174,7 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let work = || {
+            self.check_lower(request, node(parent), SEARCH)?;
             self.union
                 .unlink(&self.caller(request), node(parent), name.as_bytes())
         };
@@ -179,6 +183,7 @@ impl Filesystem for Adapter {
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let work = || {
+            self.check_lower(request, node(parent), SEARCH)?;
             self.union
                 .rmdir(&self.caller(request), node(parent), name.as_bytes())
         };
@@ -193,7 +198,8 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        self.answer_entry(Op::Symlink, reply, || {
+        self.answer_entry(Op::Symlink, node(parent), reply, || {
+            self.check_lower(request, node(parent), SEARCH)?;
             let target = target.as_os_str().as_bytes();
             self.union
                 .symlink(&self.caller(request), node(parent), name.as_bytes(), target)
@@ -211,6 +217,8 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let work = || {
+            self.check_lower(request, node(parent), SEARCH)?;
+            self.check_lower(request, node(newparent), SEARCH)?;
             let flags = RenameFlags::from_bits(flags.bits()).ok_or(Errno::INVAL)?;
             let (from, to) = (
                 (node(parent), name.as_bytes()),
@@ -229,7 +237,8 @@ impl Filesystem for Adapter {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        self.answer_entry(Op::Link, reply, || {
+        self.answer_entry(Op::Link, node(newparent), reply, || {
+            self.check_lower(request, node(newparent), SEARCH)?;
             self.union.link(
                 &self.caller(request),
                 node(ino),
@@ -277,6 +286,7 @@ impl Filesystem for Adapter {
     ) {
         let caller = self.caller(request);
         let work = || {
+            self.check_lower(request, node(parent), SEARCH)?;
             let created =
                 self.union
                     .create(&caller, node(parent), name.as_bytes(), mode, umask, flags)?;
@@ -289,7 +299,7 @@ impl Filesystem for Adapter {
         self.answer(Op::Create, reply, work, |reply, (entry, opened)| {
             let attr = self.wire_attr(&entry.attr);
             let generation = Generation(entry.generation);
-            let lifetime = self.shorter_lifetime();
+            let lifetime = self.shorter_lifetime(node(parent));
             let register = |fd: &OwnedFd| reply.open_backing(fd);
             match self.grant(&caller, entry.attr.ino, (opened, flags), register) {
                 Grant::Cached => {
@@ -455,14 +465,17 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        if self.zero_message() {
+    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if self.zero_message() && !self.plan.answers_opendir {
             return reply.fail(Errno::NOSYS);
         }
         self.answer(
             Op::Opendir,
             reply,
-            || self.union.open_dir(node(ino)),
+            || {
+                self.check_lower(request, node(ino), READ)?;
+                self.union.open_dir(node(ino))
+            },
             |reply, opened| {
                 let cached = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
                 reply.opened(
@@ -511,7 +524,7 @@ impl Filesystem for Adapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         self.run(Op::Readdirplus, || {
-            let lifetime = self.shorter_lifetime();
+            let lifetime = self.shorter_lifetime(node(ino));
             let listed = self.union.list_plus(node(ino), offset, &mut |plus| {
                 let (entry, found) = (plus.entry, plus.found);
                 let attr = self.wire_attr(&found.attr);

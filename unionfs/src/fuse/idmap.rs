@@ -4,10 +4,13 @@
 
 use crate::errno::{Errno, Result};
 use crate::spec::{IdMap, Options};
-use crate::types::{Attr, Caller, SetAttr};
+use crate::types::{Attr, Caller, DirPermission, SetAttr};
 
 /// The id shown for an owner that the map does not cover (`/proc/sys/kernel/overflowuid`).
 pub const OVERFLOW_ID: u32 = 65534;
+
+/// The xattr of a POSIX ACL.
+const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 
 /// The maps of a mount.
 #[derive(Clone, Debug, Default)]
@@ -67,6 +70,16 @@ impl IdMaps {
             gid: self.wire_gid(branch.gid),
             ..branch
         }
+    }
+
+    /// Permissions of a directory as users of the mount see them.
+    pub fn permission(&self, mut branch: DirPermission) -> DirPermission {
+        branch.uid = self.wire_uid(branch.uid);
+        branch.gid = self.wire_gid(branch.gid);
+        if let Some(acl) = &mut branch.acl {
+            self.xattr_to_wire(ACCESS_ACL, acl);
+        }
+        branch
     }
 
     /// A uid of the branches as users of the mount see it.

@@ -18,6 +18,7 @@ pub mod idmap;
 pub mod mount;
 pub mod notify;
 mod opens;
+mod permission;
 pub mod plan;
 pub mod session;
 mod xattr;

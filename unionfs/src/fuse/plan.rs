@@ -30,6 +30,9 @@ pub enum Opens {
 pub struct IoPlan {
     /// Who answers opens.
     pub opens: Opens,
+    /// OPENDIR is a request with an answer even where [`Self::opens`] says that opens are not: who
+    /// may list a directory is decided here (`nodirperm1`).
+    pub answers_opendir: bool,
     /// How data flows.
     pub data: DataPath,
     /// Writes are collected in the page cache and written later (`writeback`).
@@ -99,6 +102,7 @@ impl IoPlan {
         };
         let mut plan = Self {
             opens,
+            answers_opendir: !options.dirperm1,
             data,
             writeback: options.writeback,
             revalidate: !exclusive,

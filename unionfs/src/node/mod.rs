@@ -81,8 +81,17 @@ pub struct DirState {
     /// reached by it, for writing while names change. Two of them: ancestors first, unrelated ones
     /// by ascending number. Never held over the copying of data.
     pub ns: RwLock<Namespace>,
-    /// A leaf lock: held to clone or replace the pointer.
-    layers: RwLock<Layers>,
+    /// A leaf lock: held to clone or replace the value.
+    layers: RwLock<Layered>,
+}
+
+/// The layers of a directory and what is known of them.
+#[derive(Debug)]
+struct Layered {
+    layers: Layers,
+    /// Does a lower instance withhold search or read permission from somebody? `None` = not
+    /// determined since the layers changed.
+    guarded: Option<bool>,
 }
 
 /// Something that the kernel knows by number.
@@ -117,7 +126,10 @@ impl Node {
         let dir = layers.map(|layers| {
             Box::new(DirState {
                 ns: RwLock::default(),
-                layers: RwLock::new(layers),
+                layers: RwLock::new(Layered {
+                    layers,
+                    guarded: None,
+                }),
             })
         });
         Self {
@@ -161,13 +173,31 @@ impl Node {
     /// The layers; empty for anything but a directory.
     pub fn layers(&self) -> Layers {
         self.dir()
-            .map_or_else(Layers::default, |d| d.layers.read().clone())
+            .map_or_else(Layers::default, |d| d.layers.read().layers.clone())
     }
 
     /// Replaces the layers of a directory.
     pub fn set_layers(&self, layers: Layers) {
         if let Some(dir) = self.dir() {
-            *dir.layers.write() = layers;
+            *dir.layers.write() = Layered {
+                layers,
+                guarded: None,
+            };
+        }
+    }
+
+    /// What was last noted by [`Self::note_guarded`] of the present layers.
+    pub fn guarded(&self) -> Option<bool> {
+        self.dir()?.layers.read().guarded
+    }
+
+    /// Notes whether an instance withholds permission, unless `layers` are the present ones no more.
+    pub fn note_guarded(&self, layers: &Layers, guarded: Option<bool>) {
+        if let Some(dir) = self.dir() {
+            let mut now = dir.layers.write();
+            if Arc::ptr_eq(&now.layers, layers) {
+                now.guarded = guarded;
+            }
         }
     }
 
@@ -176,6 +206,7 @@ impl Node {
         self.dir()?
             .layers
             .read()
+            .layers
             .iter()
             .find(|l| l.branch == branch)
             .cloned()

@@ -9,6 +9,7 @@ pub mod creds;
 pub mod limits;
 pub mod loc;
 pub mod mount_attr;
+pub mod procs;
 pub mod remove;
 pub mod stat;
 pub mod unlock;

@@ -267,6 +267,8 @@ impl Union {
                 (ns.index, ns.dead) = (None, false);
             }
         }
+        // Their modes may have changed, too.
+        node.note_guarded(&node.layers(), None);
         node.update_home(|h| *h = home);
     }
 

@@ -9,6 +9,7 @@ mod create;
 mod data;
 mod dirs;
 mod exchange;
+mod guard;
 mod links;
 mod list;
 mod lookup;

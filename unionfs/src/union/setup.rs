@@ -31,8 +31,9 @@ impl Union {
     pub fn open(spec: &MountSpec) -> Result<Self, SetupError> {
         refuse_unsupported(spec)?;
         // Opened now, while absolute paths cannot lead into a mount of ours.
-        crate::sys::loc::proc_self_fd().map_err(|errno| SetupError::System {
-            what: "cannot open /proc/self/fd: mount /proc first".to_owned(),
+        let proc = crate::sys::loc::proc_self_fd().and(crate::sys::procs::proc_dir());
+        proc.map_err(|errno| SetupError::System {
+            what: "cannot open /proc and /proc/self/fd: mount /proc first".to_owned(),
             errno,
         })?;
         let opened = open_all(&spec.branches, spec.grammar)?;

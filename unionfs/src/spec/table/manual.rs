@@ -43,7 +43,7 @@ pub(super) static ENTRIES: &[Entry] = &[
     entry("diropq", "`whiteouted`", "new directories are marked opaque only over a whiteout, or always (`w`, `a`)"),
     entry("dirwh", "3", "a directory with more whiteouts than this is removed in the background (no effect yet: told in a warning)"),
     entry("dirren", "see above", "directories that lie on several branches can be renamed, or EXDEV"),
-    entry("dirperm1", "see above", "only the topmost directory's permission counts, or that of every branch"),
+    entry("dirperm1", "see above", "only the topmost directory's permission counts, or read and search permission of every branch's (decisions.md tells how)"),
     entry("plink", "on", "names of one lower file stay one file when copied up"),
     entry("shwh", "off", "whiteouts are shown as names"),
     entry("sum", "off", "statfs adds up all branches"),

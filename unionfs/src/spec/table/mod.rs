@@ -159,9 +159,6 @@ pub(super) struct OptionDef {
 /// What is understood but not honoured yet.
 fn not_yet(setting: &Setting) -> Option<&'static str> {
     match setting {
-        Setting::Dirperm1(false) => {
-            Some("no effect yet: only the topmost directory's permission counts")
-        }
         Setting::Plink(false) => Some("no effect yet: hard links stay one file when copied up"),
         _ => None,
     }

@@ -1,0 +1,6 @@
+//! Real mounts, used as programs and users use them. Each test passes over itself without root or
+//! /dev/fuse.
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+mod fixture;
+mod permissions;

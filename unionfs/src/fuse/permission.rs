@@ -1,0 +1,258 @@
+//! Search and read permission of the lower instances of a directory: `nodirperm1`.
+//!
+//! The kernel has checked the topmost instance. It remembers no names of guarded directories, and
+//! no attributes of directories in them, so that every walk through one comes here, with the
+//! credentials of whoever walks.
+
+use super::adapter::Adapter;
+use crate::errno::{Errno, Result};
+use crate::sys::procs::{self, Credentials};
+use crate::types::{Attr, DirPermission, Kind, Lifetimes, Lookup, NodeId};
+use fuser::{ReplyAttr, Request};
+use std::cell::OnceCell;
+use std::time::Duration;
+
+/// Permission to look names up.
+pub(super) const SEARCH: u32 = 1;
+/// Permission to list.
+pub(super) const READ: u32 = 4;
+
+impl Adapter {
+    /// May the caller do this (bits as in a mode) with every lower instance of a directory?
+    ///
+    /// # Errors
+    /// EACCES if not.
+    pub(super) fn check_lower(&self, request: &Request, dir: NodeId, wanted: u32) -> Result<()> {
+        if request.uid() == 0 || !self.union.guarded(dir) {
+            return Ok(());
+        }
+        let who = Who {
+            uid: request.uid(),
+            gid: request.gid(),
+            pid: request.pid(),
+            more: OnceCell::new(),
+        };
+        let denied = |rule| !who.may(wanted, &self.ids.permission(rule));
+        let rules = self.union.lower_permissions(dir)?;
+        if rules.into_iter().any(denied) && !who.more().searches_all() {
+            return Err(Errno::ACCESS);
+        }
+        Ok(())
+    }
+
+    /// LOOKUP, if the caller may search the directory.
+    pub(super) fn lookup_checked(
+        &self,
+        request: &Request,
+        parent: NodeId,
+        name: &[u8],
+    ) -> Result<Lookup> {
+        match self.check_lower(request, parent, SEARCH) {
+            Ok(()) => self.union.lookup(parent, name),
+            // A refusal would make the kernel take mounts off this name, for everybody; this error
+            // does not (`fuse_dentry_revalidate`).
+            Err(Errno::ACCESS) if procs::is_mounted_on(request.pid(), name) => Err(Errno::NOMEM),
+            Err(Errno::ACCESS) => self.union.lookup_known_dir(parent, name),
+            Err(err) => Err(err),
+        }
+    }
+
+    /// GETATTR. Of a directory in a guarded one, only if the caller may search that: this is what
+    /// the kernel asks before it enters one whose name it knows.
+    pub(super) fn getattr_checked(&self, request: &Request, node: NodeId) -> Result<Attr> {
+        if request.uid() != 0
+            && let Some(parent) = self.union.guarded_parent(node)
+        {
+            self.check_lower(request, parent, SEARCH)?;
+        }
+        self.union.getattr(node)
+    }
+
+    /// How long the kernel may trust an answer about an entry of a directory.
+    pub(super) fn lifetimes_in(&self, dir: NodeId, entry: Kind) -> Lifetimes {
+        let mut lifetimes = self.union.lifetimes();
+        if self.union.guarded(dir) {
+            (lifetimes.entry, lifetimes.negative) = (Duration::ZERO, Duration::ZERO);
+            if entry == Kind::Dir {
+                lifetimes.attr = Duration::ZERO;
+            }
+        }
+        lifetimes
+    }
+
+    /// Sends attributes of a node with their lifetime.
+    pub(super) fn send_attr(&self, reply: ReplyAttr, attr: &Attr) {
+        let lifetime = match self.union.guarded_parent(attr.ino) {
+            Some(_) => Duration::ZERO,
+            None => self.union.lifetimes().attr,
+        };
+        reply.attr(&lifetime, &self.wire_attr(attr));
+    }
+}
+
+/// Who asks. What the request does not tell is looked up when it matters.
+struct Who {
+    uid: u32,
+    gid: u32,
+    pid: u32,
+    more: OnceCell<Credentials>,
+}
+
+impl Who {
+    fn more(&self) -> &Credentials {
+        // Whoever cannot be seen has no other groups and no capabilities.
+        self.more
+            .get_or_init(|| procs::credentials(self.pid).unwrap_or_default())
+    }
+
+    fn is_in(&self, group: u32) -> bool {
+        self.gid == group || self.more().groups.contains(&group)
+    }
+
+    /// As `acl_permission_check` in Linux (fs/namei.c).
+    fn may(&self, wanted: u32, rule: &DirPermission) -> bool {
+        let bits = if self.uid == rule.uid {
+            rule.mode >> 6
+        } else if let Some(acl) = rule.acl.as_deref().and_then(parse_acl) {
+            return self.may_by_acl(wanted, rule, &acl);
+        } else if self.is_in(rule.gid) {
+            rule.mode >> 3
+        } else {
+            rule.mode
+        };
+        bits & wanted == wanted
+    }
+
+    /// For whoever is not the owner. Source: `posix_acl_permission` in Linux.
+    fn may_by_acl(&self, wanted: u32, rule: &DirPermission, acl: &[AclEntry]) -> bool {
+        let of = |tag| acl.iter().find(|e| e.tag == tag).map(|e| e.bits);
+        let mask = of(ACL_MASK).unwrap_or(0o7);
+        if let Some(named) = acl.iter().find(|e| e.tag == ACL_USER && e.id == self.uid) {
+            return named.bits & mask & wanted == wanted;
+        }
+        let mut member = false;
+        for entry in acl {
+            let group = match entry.tag {
+                ACL_GROUP_OBJ => rule.gid,
+                ACL_GROUP => entry.id,
+                _ => continue,
+            };
+            if self.is_in(group) {
+                member = true;
+                if entry.bits & wanted == wanted {
+                    return entry.bits & mask & wanted == wanted;
+                }
+            }
+        }
+        !member && of(ACL_OTHER).unwrap_or(0) & wanted == wanted
+    }
+}
+
+const ACL_USER: u16 = 0x02;
+const ACL_GROUP_OBJ: u16 = 0x04;
+const ACL_GROUP: u16 = 0x08;
+const ACL_MASK: u16 = 0x10;
+const ACL_OTHER: u16 = 0x20;
+
+struct AclEntry {
+    tag: u16,
+    bits: u32,
+    id: u32,
+}
+
+/// The entries of an ACL xattr (linux/posix_acl_xattr.h); `None` = malformed.
+fn parse_acl(value: &[u8]) -> Option<Vec<AclEntry>> {
+    let (header, entries) = value.split_first_chunk::<4>()?;
+    if u32::from_le_bytes(*header) != 2 || entries.len() % 8 != 0 {
+        return None;
+    }
+    let parse = |e: &[u8]| AclEntry {
+        tag: u16::from_le_bytes([e[0], e[1]]),
+        bits: u16::from_le_bytes([e[2], e[3]]).into(),
+        id: u32::from_le_bytes([e[4], e[5], e[6], e[7]]),
+    };
+    Some(entries.chunks_exact(8).map(parse).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn who(uid: u32, gid: u32, groups: &[u32]) -> Who {
+        let more = Credentials {
+            groups: groups.to_vec(),
+            ..Credentials::default()
+        };
+        Who {
+            uid,
+            gid,
+            pid: 0,
+            more: more.into(),
+        }
+    }
+
+    fn rule(mode: u32, acl: &[(u16, u16, u32)]) -> DirPermission {
+        let mut raw = 2u32.to_le_bytes().to_vec();
+        for (tag, bits, id) in acl {
+            raw.extend(tag.to_le_bytes());
+            raw.extend(bits.to_le_bytes());
+            raw.extend(id.to_le_bytes());
+        }
+        DirPermission {
+            mode,
+            uid: 1,
+            gid: 10,
+            acl: (!acl.is_empty()).then_some(raw),
+        }
+    }
+
+    #[test]
+    fn the_first_class_that_fits_decides() {
+        for (mode, owner, group, other) in [
+            (0o700, true, false, false),
+            (0o070, false, true, false),
+            (0o007, false, false, true),
+            (0o711, true, false, false),
+            (0o755, true, true, true),
+        ] {
+            let rule = rule(mode, &[]);
+            assert_eq!(who(1, 10, &[]).may(READ | SEARCH, &rule), owner, "{mode:o}");
+            assert_eq!(who(2, 10, &[]).may(READ | SEARCH, &rule), group, "{mode:o}");
+            assert_eq!(who(2, 2, &[3, 10]).may(READ, &rule), group, "{mode:o}");
+            assert_eq!(who(2, 2, &[3]).may(READ, &rule), other, "{mode:o}");
+        }
+        assert!(who(2, 2, &[]).may(SEARCH, &rule(0o711, &[])));
+    }
+
+    #[test]
+    fn acls_decide_as_in_the_kernel() {
+        let acl = &[
+            (0x01, 7, u32::MAX),
+            (ACL_USER, 7, 5),
+            (ACL_USER, 0, 6),
+            (ACL_GROUP_OBJ, 5, u32::MAX),
+            (ACL_GROUP, 1, 20),
+            (ACL_GROUP, 7, 30),
+            (ACL_MASK, 5, u32::MAX),
+            (ACL_OTHER, 4, u32::MAX),
+        ];
+        let rule = rule(0o754, acl);
+        let may = |w: Who, wanted| w.may(wanted, &rule);
+        assert!(may(who(5, 0, &[]), READ | SEARCH));
+        assert!(
+            !may(who(6, 10, &[]), SEARCH),
+            "a named user's entry is final"
+        );
+        assert!(may(who(7, 10, &[]), READ | SEARCH));
+        assert!(may(who(7, 20, &[]), SEARCH));
+        assert!(!may(who(7, 20, &[]), READ), "a member never falls to other");
+        assert!(may(who(7, 20, &[30]), READ));
+        assert!(may(who(7, 7, &[]), READ));
+        assert!(!may(who(7, 7, &[]), SEARCH));
+        // Malformed: the mode alone.
+        let mut broken = rule.clone();
+        broken.acl = Some(vec![1, 2, 3]);
+        assert!(!who(7, 7, &[]).may(SEARCH, &broken));
+        assert!(who(7, 7, &[]).may(READ, &broken));
+    }
+}
