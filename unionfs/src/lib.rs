@@ -18,6 +18,7 @@ pub mod branch;
 pub mod daemon;
 pub mod diff;
 pub mod errno;
+pub mod fsck;
 pub mod fuse;
 pub mod ino;
 pub mod node;

@@ -10,7 +10,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat};
 
 /// Name of the directory within the bookkeeping.
-pub(super) const DIR_NAME: &[u8] = b"dirren";
+pub const DIR_NAME: &[u8] = b"dirren";
 
 /// A recorded redirect: inode, birth time, path.
 pub type Recorded = (u64, Timestamp, Vec<u8>);
@@ -33,7 +33,8 @@ impl Branch {
     }
 }
 
-fn read(dir: &OwnedFd) -> Result<Vec<Recorded>> {
+/// The redirects recorded in this directory.
+pub fn read(dir: &OwnedFd) -> Result<Vec<Recorded>> {
     let mut found = Vec::new();
     for entry in Dir::read_from(dir)? {
         let entry = entry?;

@@ -172,21 +172,47 @@ const FLAGS: OFlags = OFlags::RDWR
     .union(OFlags::CLOEXEC)
     .union(OFlags::NOFOLLOW);
 
+/// Reads the log in `dir` and changes nothing. Also: are there records that cannot be read?
+pub fn look(dir: &OwnedFd) -> Result<(Recovered, bool)> {
+    let mut recovered = Recovered::default();
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let log = match openat(dir, c"log", flags, Mode::empty()) {
+        Ok(log) => log,
+        Err(Errno::NOENT) => return Ok((recovered, false)),
+        Err(err) => return Err(err),
+    };
+    let damaged = replay_all(&log, &mut recovered)?;
+    Ok((recovered, damaged))
+}
+
+/// Writes the log in `dir` anew, without what cannot be read or is superseded.
+pub fn rewrite(dir: &OwnedFd) -> Result<()> {
+    let (log, recovered) = read(dir)?;
+    compact(dir, log, &recovered).map(drop)
+}
+
 /// Opens the log in `dir` and reads it.
 pub(super) fn read(dir: &OwnedFd) -> Result<(OwnedFd, Recovered)> {
     let mut recovered = Recovered::default();
     let log = openat(dir, c"log", FLAGS, Mode::from_bits_truncate(0o600))?;
-    let size = usize::try_from(rustix::fs::fstat(&log)?.st_size).map_err(|_| Errno::FBIG)?;
-    let mut raw = vec![0; size];
-    let len = crate::sys::copy::read_full(&log, &mut raw, 0)?;
-    // After a damaged record the next one starts at its own multiple of the length.
-    for record in raw[..len]
-        .chunks_exact(RECORD_LEN)
-        .filter_map(Record::decode)
-    {
-        recovered.replay(record);
-    }
+    replay_all(&log, &mut recovered)?;
     Ok((log, recovered))
+}
+
+/// Replays every record that can be read; returns whether there are others.
+fn replay_all(log: &OwnedFd, recovered: &mut Recovered) -> Result<bool> {
+    let size = usize::try_from(rustix::fs::fstat(log)?.st_size).map_err(|_| Errno::FBIG)?;
+    let mut raw = vec![0; size];
+    let len = crate::sys::copy::read_full(log, &mut raw, 0)?;
+    let mut damaged = len % RECORD_LEN != 0;
+    // After a damaged record the next one starts at its own multiple of the length.
+    for record in raw[..len].chunks_exact(RECORD_LEN).map(Record::decode) {
+        match record {
+            Some(record) => recovered.replay(record),
+            None => damaged = true,
+        }
+    }
+    Ok(damaged)
 }
 
 /// The log for appending: written anew, unless it holds nothing that is superseded.

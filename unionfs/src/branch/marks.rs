@@ -129,18 +129,7 @@ impl Branch {
     /// Does a directory of this branch hold nothing but whiteouts, marks and bookkeeping? What else
     /// lies in it was put there behind the union's back and must not be removed with it.
     pub fn holds_only_marks(&self, dir: impl AsFd) -> Result<bool> {
-        let dir = dir.as_fd();
-        for entry in rustix::fs::Dir::read_from(openat_self(dir)?)? {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes();
-            if name == b"." || name == b".." || classify(name) != NameClass::Plain {
-                continue;
-            }
-            if !(self.device_hides(name) && stat_at(dir, name)?.is_null_device()) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        only_marks(dir, self.format == Format::Overlay)
     }
 
     /// Is this directory opaque here? Does not look at `honours_whiteouts`.
@@ -191,6 +180,24 @@ impl Branch {
     }
 }
 
+/// Does a directory hold nothing but whiteouts, marks and bookkeeping? `devices`: 0/0 devices of
+/// any name are whiteouts.
+pub fn only_marks(dir: impl AsFd, devices: bool) -> Result<bool> {
+    let dir = dir.as_fd();
+    for entry in rustix::fs::Dir::read_from(openat_self(dir)?)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name == b"." || name == b".." || classify(name) != NameClass::Plain {
+            continue;
+        }
+        let may_hide = devices || whiteout_name(name).is_none();
+        if !(may_hide && stat_at(dir, name)?.is_null_device()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn openat_self(dir: impl AsFd) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat(dir, c".", flags, Mode::empty())
@@ -205,7 +212,7 @@ fn make_null_device(dir: impl AsFd, name: &[u8]) -> Result<()> {
 }
 
 /// An empty file, mode 0444.
-pub(super) fn create_mark(dir: impl AsFd, name: &[u8]) -> Result<()> {
+pub(crate) fn create_mark(dir: impl AsFd, name: &[u8]) -> Result<()> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let mode = Mode::from_bits_truncate(0o444);
     match creds::with_exact_modes(|| rustix::fs::openat(dir, name, flags, mode)) {

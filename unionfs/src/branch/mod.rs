@@ -4,10 +4,13 @@
 //! component; the path is kept only to be shown.
 
 mod books;
-mod dirren;
+pub mod detect;
+pub mod dirren;
 pub mod log;
-mod marks;
+pub mod marks;
+pub mod offline;
 pub mod open;
+pub mod overlay;
 pub mod plinks;
 pub mod store;
 

@@ -87,6 +87,44 @@ pub(super) fn read(plinks: &OwnedFd, books: &OwnedFd, recovered: &mut Recovered)
     remove_other_books(books, &kept)
 }
 
+/// Names in the pseudo-link directory that lead nowhere: neither a book nor the log says what they
+/// are copies of, or they are not what their names say.
+pub fn strays(
+    plinks: &OwnedFd,
+    books: Option<&OwnedFd>,
+    recovered: &Recovered,
+) -> Result<Vec<Name>> {
+    let mut sound = FxHashSet::default();
+    for (node, real, btime) in list(plinks)? {
+        let logged = recovered.origins.get(&real);
+        let booked = match books {
+            Some(books) => read_book(books, real)?,
+            None => None,
+        };
+        if logged.is_some_and(|o| o.btime == btime) || booked.is_some_and(|b| b.0.btime == btime) {
+            sound.insert(plink_name(node, real));
+        }
+    }
+    let all = crate::sys::walk::entries(plinks)?.into_iter();
+    Ok(all
+        .map(|(name, _)| name)
+        .filter(|n| !sound.contains(n))
+        .collect())
+}
+
+/// Names of books that no pseudo-link goes with.
+pub fn stray_books(plinks: &OwnedFd, books: &OwnedFd) -> Result<Vec<Name>> {
+    let mut wanted = FxHashSet::default();
+    for (_, real, _) in list(plinks)? {
+        wanted.insert(Name::from_slice(book_name(real).as_bytes()));
+    }
+    let all = crate::sys::walk::entries(books)?.into_iter();
+    Ok(all
+        .map(|(name, _)| name)
+        .filter(|n| !wanted.contains(n))
+        .collect())
+}
+
 /// The pseudo-links that are what their names say: number, inode, birth time.
 fn list(dir: &OwnedFd) -> Result<Vec<(NodeId, u64, crate::types::Timestamp)>> {
     let mut found = Vec::new();

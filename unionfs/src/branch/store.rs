@@ -28,6 +28,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+/// Name of the bookkeeping in a work directory.
+pub(super) const WORK_STORE: &[u8] = b"uaufs";
+
 /// How long a mount waits for the branch's lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -71,7 +74,7 @@ fn make_dir(dir: impl AsFd, name: &[u8], mode: u32) -> Result<OwnedFd> {
 
 /// Takes the branch's lock, waiting a moment for a daemon that is about to end: umount(8) returns
 /// before the daemon behind the mount has put its books away.
-fn take_lock(lock: &OwnedFd) -> Result<()> {
+pub(super) fn take_lock(lock: &OwnedFd) -> Result<()> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
@@ -94,7 +97,7 @@ impl Store {
         format: Format,
     ) -> Result<(Self, Recovered)> {
         let (home, name): (_, &[u8]) = match work {
-            Some(work) => (work, b"uaufs"),
+            Some(work) => (work, WORK_STORE),
             None => (root, STORE_DIR),
         };
         let dir = make_dir(home, name, 0o700)?;

@@ -1,4 +1,5 @@
 //! What the subcommands do: one module each, with its arguments and a `run` that returns the exit code.
 
 pub mod diff;
+pub mod fsck;
 pub mod umount;

@@ -13,6 +13,7 @@ pub mod procs;
 pub mod remove;
 pub mod stat;
 pub mod unlock;
+pub mod walk;
 pub mod xattr;
 
 pub use loc::Loc;

@@ -1,0 +1,165 @@
+//! The attributes by which overlayfs and fuse-overlayfs mark files: which there are, and their values.
+//!
+//! One listing tells which are present, so that files without any cost one system call. Source:
+//! Documentation/filesystems/overlayfs.rst; fuse-overlayfs(1).
+
+use crate::errno::{Errno, Result};
+use crate::sys::xattr::Target;
+
+/// Where overlayfs keeps its attributes: mounted by root, and with `userxattr`.
+pub const NAMESPACES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+/// fuse-overlayfs's own attributes.
+pub const FUSE_OVERLAYFS: &[u8] = b"user.fuseoverlayfs.";
+
+bitflags::bitflags! {
+    /// Attributes of a file that mean something to overlayfs.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Attributes: u8 {
+        /// Directory: `y` = hides everything below it, `x` = may hold whiteouts by attribute.
+        const OPAQUE = 1;
+        /// Where the lower part is.
+        const REDIRECT = 2;
+        /// The data is below.
+        const METACOPY = 4;
+        /// An empty file that is a whiteout.
+        const WHITEOUT = 8;
+        /// Identity and caches of overlayfs: no meaning for anybody else.
+        const OTHER = 16;
+    }
+}
+
+impl Attributes {
+    /// Those of a file.
+    pub fn of(file: &Target<'_>) -> Result<Self> {
+        match file.list() {
+            Ok(names) => Ok(Self::listed(&names)),
+            Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => Ok(Self::empty()),
+            Err(err) => Err(err),
+        }
+    }
+
+    /// Those in the result of a listxattr(2).
+    pub fn listed(names: &[u8]) -> Self {
+        names.split(|b| *b == 0).map(Self::named).collect()
+    }
+
+    fn named(name: &[u8]) -> Self {
+        let short = NAMESPACES
+            .iter()
+            .chain([&FUSE_OVERLAYFS])
+            .find_map(|prefix| name.strip_prefix(*prefix));
+        match short {
+            None => Self::empty(),
+            Some(b"opaque") => Self::OPAQUE,
+            Some(b"redirect") => Self::REDIRECT,
+            Some(b"metacopy") => Self::METACOPY,
+            Some(b"whiteout") => Self::WHITEOUT,
+            Some(_) => Self::OTHER,
+        }
+    }
+}
+
+/// The value of an attribute in whichever namespace has it, root's first.
+pub fn get(file: &Target<'_>, short: &[u8]) -> Result<Option<Vec<u8>>> {
+    for prefix in NAMESPACES.iter().chain([&FUSE_OVERLAYFS]) {
+        match file.get(&[prefix, short].concat()) {
+            Ok(value) => return Ok(Some(value)),
+            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {}
+            Err(err) => return Err(err),
+        }
+    }
+    Ok(None)
+}
+
+/// Sets an attribute: root's, or where that is not permitted the other. `user_only`: not root's.
+pub fn set(file: &Target<'_>, short: &[u8], value: &[u8], user_only: bool) -> Result<()> {
+    let [trusted, user] = NAMESPACES.map(|prefix| [prefix, short].concat());
+    if !user_only && file.set(&trusted, value, 0).is_ok() {
+        return Ok(());
+    }
+    file.set(&user, value, 0)
+}
+
+/// Removes an attribute from every namespace.
+pub fn remove(file: &Target<'_>, short: &[u8]) -> Result<()> {
+    for prefix in NAMESPACES.iter().chain([&FUSE_OVERLAYFS]) {
+        match file.remove(&[prefix, short].concat()) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {}
+            Err(err) => return Err(err),
+        }
+    }
+    Ok(())
+}
+
+/// What the opaque attribute of a directory says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Opaque {
+    /// Nothing, or something else.
+    #[default]
+    No,
+    /// Nothing below shows.
+    Yes,
+    /// Merged, but empty files in it may be whiteouts by attribute.
+    Whiteouts,
+}
+
+/// The opaque state by attribute, of a directory that has one.
+pub fn opaque(dir: &Target<'_>) -> Result<Opaque> {
+    Ok(match get(dir, b"opaque")?.as_deref() {
+        Some(b"y") => Opaque::Yes,
+        Some(b"x") => Opaque::Whiteouts,
+        _ => Opaque::No,
+    })
+}
+
+/// Is this the value of a redirect: an absolute path without dots, or a single name?
+pub fn is_redirect(value: &[u8]) -> bool {
+    let parts = match value.strip_prefix(b"/") {
+        Some(path) => path,
+        None if value.contains(&b'/') => return false,
+        None => value,
+    };
+    let usable = |part: &[u8]| !part.is_empty() && part != b"." && part != b"..";
+    !value.contains(&0) && parts.split(|b| *b == b'/').all(usable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_tells_which_attributes_there_are() {
+        let listed = |names: &[u8]| Attributes::listed(names);
+        assert_eq!(listed(b""), Attributes::empty());
+        assert_eq!(
+            listed(b"user.overlayx\0security.selinux\0"),
+            Attributes::empty()
+        );
+        assert_eq!(
+            listed(b"trusted.overlay.opaque\0user.overlay.redirect\0"),
+            Attributes::OPAQUE | Attributes::REDIRECT
+        );
+        // Escaped for an overlay inside: no mark of this one.
+        assert_eq!(listed(b"user.overlay.overlay.opaque\0"), Attributes::OTHER);
+        assert_eq!(listed(b"user.fuseoverlayfs.opaque\0"), Attributes::OPAQUE);
+    }
+
+    #[test]
+    fn redirects_lead_down_only() {
+        for good in [&b"name"[..], b"/a/b", b"/\xff", b"..."] {
+            assert!(is_redirect(good), "{good:?}");
+        }
+        for bad in [
+            &b""[..],
+            b"/",
+            b"a/b",
+            b"..",
+            b"/a/../b",
+            b"/a//b",
+            b"/a/",
+            b"a\0",
+        ] {
+            assert!(!is_redirect(bad), "{bad:?}");
+        }
+    }
+}
