@@ -299,7 +299,7 @@ fn the_command_speaks_to_people_and_programs() {
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     let findings = json["branches"][0]["findings"].as_array().unwrap();
     assert_eq!(findings.len(), 17);
-    let raw = findings.iter().find(|f| !f["path_bytes"].is_null());
-    assert_eq!(raw.unwrap()["path_bytes"][4], 255);
+    let raw = findings.iter().find(|f| f["path"].is_array());
+    assert_eq!(raw.unwrap()["path"][4], 255);
     assert_eq!(run(&[]), (Some(0), "clean\n".to_owned()));
 }

@@ -1,9 +1,11 @@
 //! What a check found, in the words people and programs read.
 
 use crate::errno::{Errno, errno_name};
+use crate::shown::Shown;
 use crate::spec::Format;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 /// Something that should not be on a branch, or that is worth a note.
@@ -160,10 +162,7 @@ pub struct Finding {
 impl Serialize for Finding {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("path", &String::from_utf8_lossy(&self.path))?;
-        if std::str::from_utf8(&self.path).is_err() {
-            map.serialize_entry("path_bytes", &self.path)?;
-        }
+        map.serialize_entry("path", &Shown(&self.path))?;
         map.serialize_entry("problem", &self.problem)?;
         map.serialize_entry("remedy", &self.remedy.to_string())?;
         let outcome = match self.outcome {
@@ -195,7 +194,7 @@ pub struct Branch {
 impl Serialize for Branch {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(3))?;
-        map.serialize_entry("branch", &self.path.to_string_lossy())?;
+        map.serialize_entry("branch", &Shown(self.path.as_os_str().as_bytes()))?;
         map.serialize_entry("format", &self.format.to_string())?;
         map.serialize_entry("findings", &self.findings)?;
         map.end()
