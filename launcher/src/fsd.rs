@@ -14,6 +14,8 @@ use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
+use unionfs::control::new_instance;
+use unionfs::control::query::Queries;
 use unionfs::fuse::{IoPlan, MountRequest, ServeConfig, mount_detached, plan, serve};
 use unionfs::spec::{IdMap, IdRange, MountFlags, MountSpec};
 use unionfs::sys::creds::OVERFLOW_ID;
@@ -114,7 +116,16 @@ fn run(channel: &Arc<Channel>, device: OwnedFd, config: OwnedFd) -> Result<()> {
         // The other side gone means that the mount goes too, and with it this daemon.
         let _ = ready.send(&DaemonReport::Ready);
     }));
-    serve(Arc::new(union), device, serving)?;
+    let union = Arc::new(union);
+    // Asked from inside, it shows labels in place of the host's paths; nothing inside can change it.
+    let queries = Queries {
+        union: Arc::clone(&union),
+        instance: new_instance(),
+        socket: None,
+        hide_paths: true,
+    };
+    serving.ioctl = Some(queries.hook());
+    serve(union, device, serving)?;
     Ok(())
 }
 

@@ -15,6 +15,7 @@
 //! No lock is held while data is copied, and none while the kernel is notified.
 
 pub mod branch;
+pub mod control;
 pub mod daemon;
 pub mod diff;
 pub mod errno;

@@ -5,6 +5,10 @@ use log::LevelFilter;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
+use unionfs::control::live::Live;
+use unionfs::control::place::{Listening, listen_for};
+use unionfs::control::query::Queries;
+use unionfs::control::{new_instance, server};
 use unionfs::daemon::{self, Process, Readiness, logger, signals};
 use unionfs::fuse::{
     IoPlan, MountRequest, Mounted, ServeConfig, check_mountpoint, mount, plan, serve,
@@ -100,6 +104,8 @@ fn mount_and_serve(
             announce(readiness, keep_stderr);
         }
     }));
+    // Taken away again when serving has ended.
+    let _listening = control(&union, &mut config);
     signals::watch(handle.clone(), Arc::clone(&config.stats))
         .context("cannot start the signal thread")?;
     serve(union, device, config).map(|_| 0).map_err(|error| {
@@ -109,6 +115,25 @@ fn mount_and_serve(
         }
         error.into()
     })
+}
+
+/// Lets the mount be asked and, where a socket can be made, changed.
+fn control(union: &Arc<Union>, config: &mut ServeConfig) -> Option<Listening> {
+    let instance = new_instance();
+    let handler = Arc::new(Live::new(Arc::clone(union)));
+    let listening = listen_for(&instance)
+        .map_err(std::io::Error::from)
+        .and_then(|listening| server::start(&listening, handler).map(|()| listening))
+        .inspect_err(|error| log::info!("the live mount cannot be changed: {error}"))
+        .ok();
+    let queries = Queries {
+        union: Arc::clone(union),
+        instance,
+        socket: listening.as_ref().map(|l| l.path.clone()),
+        hide_paths: false,
+    };
+    config.ioctl = Some(queries.hook());
+    listening
 }
 
 /// Leaves the terminal and lets the command return.

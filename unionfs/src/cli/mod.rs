@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::commands::{diff, fsck, umount};
+use crate::commands::{ctl, diff, fsck, umount};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use unionfs::spec::table;
@@ -34,6 +34,8 @@ pub enum Command {
     Mount(MountArgs),
     /// Show what a branch changes of those below it
     Diff(diff::DiffArgs),
+    /// Ask and change a live mount
+    Ctl(ctl::CtlArgs),
     /// Check branches that are not in use, and repair them
     Fsck(fsck::FsckArgs),
     /// Unmount a union

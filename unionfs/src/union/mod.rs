@@ -12,6 +12,7 @@ mod exchange;
 mod guard;
 mod links;
 mod list;
+mod live;
 mod lookup;
 mod metadata;
 mod moves;

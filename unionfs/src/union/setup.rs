@@ -14,7 +14,7 @@ use crate::errno::Errno;
 use crate::ino::InoMap;
 use crate::node::{FdCache, Home, Layer, Layers, Node, NodeTable, Place};
 use crate::setup::SetupError;
-use crate::spec::{MountSpec, Udba};
+use crate::spec::{MountSpec, Options, Udba};
 use crate::stack::Stack;
 use crate::sys::{Name, creds};
 use crate::types::{Kind, NodeId};
@@ -108,7 +108,20 @@ fn refuse_unsupported(spec: &MountSpec) -> Result<(), SetupError> {
     if spec.branches.len() > usize::from(u16::MAX) {
         return refuse("br", "at most 65535 branches");
     }
-    let o = &spec.options;
+    if spec.branches.iter().any(|b| b.perm.fhsm) {
+        return refuse("fhsm", "tiering is not supported yet");
+    }
+    refuse_unsupported_options(&spec.options)
+}
+
+/// The same for what does not depend on the branches.
+pub(super) fn refuse_unsupported_options(o: &Options) -> Result<(), SetupError> {
+    let refuse = |what: &str, hint: &str| {
+        Err(SetupError::Option {
+            what: what.to_owned(),
+            hint: hint.to_owned(),
+        })
+    };
     if o.udba == Udba::Notify {
         return refuse(
             "udba=notify",
@@ -120,9 +133,6 @@ fn refuse_unsupported(spec: &MountSpec) -> Result<(), SetupError> {
     }
     if o.strict {
         return refuse("strict", "not supported yet");
-    }
-    if spec.branches.iter().any(|b| b.perm.fhsm) {
-        return refuse("fhsm", "tiering is not supported yet");
     }
     if o.timeout.is_some_and(|t| t > FOREVER) {
         return refuse("timeout", "at most 2^30 seconds");

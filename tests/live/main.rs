@@ -1,0 +1,9 @@
+//! Asking and changing live mounts. Each test passes over itself without root or /dev/fuse.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failed step is a failed test"
+)]
+
+mod channel;
+mod mounted;

@@ -1,0 +1,261 @@
+//! `uaufs ctl`: the branches and options of a live mount.
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use serde_json::Value;
+use std::ffi::{OsStr, OsString};
+use std::io::Write as _;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use unionfs::control::ask::ask_at;
+use unionfs::control::{Client, Listed, OsText, Query, Request};
+use unionfs::shown::Shown;
+use unionfs::spec::aufs::{Change, NewBranch, parse_change};
+
+/// What is to be done with which mount.
+#[derive(Args, Debug, PartialEq, Eq)]
+pub struct CtlArgs {
+    /// Where the union is mounted
+    #[arg(value_name = "MOUNTPOINT")]
+    pub mountpoint: PathBuf,
+    /// What is to be done
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What is to be done. A branch is PATH[=PERM[+ATTR...]], as in the option `br=`.
+#[derive(Debug, PartialEq, Eq, Subcommand)]
+pub enum Action {
+    /// Show the branches, topmost first
+    List {
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Insert a branch, 0 is the top
+    Add {
+        /// Its place
+        index: usize,
+        /// Directory and permission
+        #[arg(value_name = "PATH[=PERM]")]
+        branch: OsString,
+    },
+    /// Add a branch at the bottom
+    Append {
+        /// Directory and permission
+        #[arg(value_name = "PATH[=PERM]")]
+        branch: OsString,
+    },
+    /// Add a branch on top
+    Prepend {
+        /// Directory and permission
+        #[arg(value_name = "PATH[=PERM]")]
+        branch: OsString,
+    },
+    /// Remove a branch that is not in use
+    Del {
+        /// Copy up first what is in use, where that is possible
+        #[arg(long)]
+        force: bool,
+        /// Its directory
+        path: PathBuf,
+    },
+    /// Change permission and attributes of a branch
+    Mod {
+        /// Directory and permission
+        #[arg(value_name = "PATH=PERM")]
+        branch: OsString,
+    },
+    /// Change options, as `mount -o remount` does: from left to right
+    Set {
+        /// Options
+        #[arg(value_name = "OPT[,OPT...]")]
+        options: OsString,
+    },
+}
+
+/// Does it.
+///
+/// # Errors
+/// One line that says what is wrong; a list of options is carried out up to the wrong one.
+pub fn run(args: &CtlArgs) -> anyhow::Result<u8> {
+    let branch = |text: &OsStr| -> anyhow::Result<NewBranch> {
+        let (branch, warnings) = NewBranch::parse(text)?;
+        warn(&warnings);
+        Ok(branch)
+    };
+    let (change, force) = match &args.action {
+        Action::List { json } => return list(&args.mountpoint, *json),
+        Action::Set { options } => return remount(&args.mountpoint, options),
+        Action::Add {
+            index,
+            branch: text,
+        } => {
+            let (index, branch) = (*index, branch(text)?);
+            (Change::AddBranch { index, branch }, false)
+        }
+        Action::Append { branch: text } => (Change::Append(branch(text)?), false),
+        Action::Prepend { branch: text } => (Change::Prepend(branch(text)?), false),
+        Action::Del { path, force } => (Change::Del { path: path.clone() }, *force),
+        Action::Mod { branch: text } => match branch(text)? {
+            NewBranch {
+                path,
+                perm: Some(perm),
+            } => (Change::Mod { path, perm }, false),
+            NewBranch { path, perm: None } => {
+                bail!(
+                    "mod {}: needs a permission (EINVAL): as in PATH=ro+wh",
+                    Shown(path.as_os_str().as_bytes())
+                )
+            }
+        },
+    };
+    carry_out(&Client::connect(&args.mountpoint)?, change, force)?;
+    Ok(0)
+}
+
+/// Changes a mount by the options of a remount, from left to right.
+///
+/// # Errors
+/// As [`run`].
+pub fn remount(mountpoint: &Path, options: &OsStr) -> anyhow::Result<u8> {
+    let parsed = parse_change(options)?;
+    warn(&parsed.warnings);
+    let client = Client::connect(mountpoint)?;
+    for change in parsed.changes {
+        carry_out(&client, change, false)?;
+    }
+    Ok(0)
+}
+
+/// Sends one change, with the directory that it names.
+fn carry_out(client: &Client, mut change: Change, force: bool) -> anyhow::Result<()> {
+    let named = match &mut change {
+        Change::AddBranch { branch, .. } | Change::Append(branch) | Change::Prepend(branch) => {
+            Some((&mut branch.path, true))
+        }
+        Change::Mod { path, .. } => Some((path, true)),
+        // A branch whose directory is gone can still be removed.
+        Change::Del { path } => Some((path, false)),
+        Change::Set(_) => None,
+    };
+    let mut directory = None;
+    let shown = change_name(named.as_ref().map(|(path, _)| path.as_path()));
+    if let Some((path, needed)) = named {
+        match open_branch(path) {
+            Ok(fd) => directory = Some(fd),
+            Err(error) if needed => return Err(error),
+            Err(_) => {}
+        }
+        *path = std::path::absolute(&*path).with_context(|| shown.clone())?;
+    }
+    let request = Request::Change {
+        option: OsText(change.to_option()),
+        force,
+    };
+    let attached: Vec<_> = directory.iter().map(AsFd::as_fd).collect();
+    let mut progress = |text: &str| eprintln!("uaufs: {text}");
+    let result = client.request(&request, &attached, &mut progress)?;
+    if let Some(warnings) = result.get("warnings").and_then(Value::as_array) {
+        let texts = warnings.iter().filter_map(Value::as_str);
+        warn(&texts.map(str::to_owned).collect::<Vec<_>>());
+    }
+    Ok(())
+}
+
+fn change_name(path: Option<&Path>) -> String {
+    path.map_or_else(String::new, |path| {
+        Shown(path.as_os_str().as_bytes()).to_string()
+    })
+}
+
+fn open_branch(path: &Path) -> anyhow::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(CWD, path, flags, Mode::empty()).map_err(|errno| {
+        let what = match errno {
+            unionfs::errno::Errno::NOENT => "no such branch: create it or correct the path",
+            unionfs::errno::Errno::NOTDIR => "a branch must be a directory",
+            _ => "cannot open the branch",
+        };
+        let error = unionfs::setup::SetupError::Path {
+            path: path.to_path_buf(),
+            what: what.to_owned(),
+            errno,
+        };
+        error.into()
+    })
+}
+
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("uaufs: warning: {warning}");
+    }
+}
+
+fn list(mountpoint: &Path, json: bool) -> anyhow::Result<u8> {
+    let branches: Vec<Listed> = ask_at(mountpoint, &Query::List)?;
+    let mut out = std::io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut out, &branches)?;
+        writeln!(out)?;
+        return Ok(0);
+    }
+    let rows: Vec<[String; 5]> = branches
+        .iter()
+        .map(|b| {
+            [
+                b.index.to_string(),
+                b.id.to_string(),
+                b.perm.clone(),
+                human(b.free),
+                Shown(b.path.as_bytes()).to_string(),
+            ]
+        })
+        .collect();
+    let head = ["INDEX", "ID", "PERM", "FREE", "PATH"].map(str::to_owned);
+    let width = |column: usize| {
+        let cells = rows.iter().chain([&head]).map(|row| row[column].len());
+        cells.max().unwrap_or(0)
+    };
+    let (index, id, perm, free) = (width(0), width(1), width(2), width(3));
+    for row in [&head].into_iter().chain(&rows) {
+        writeln!(
+            out,
+            "{:>index$}  {:>id$}  {:<perm$}  {:>free$}  {}",
+            row[0], row[1], row[2], row[3], row[4]
+        )?;
+    }
+    Ok(0)
+}
+
+/// Bytes in the largest unit of which there is at least one.
+fn human(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "K", "M", "G", "T"] {
+        if value < 1024.0 {
+            let decimals = usize::from(value < 10.0 && unit != "B");
+            return format!("{value:.decimals$}{unit}");
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1}P")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_short() {
+        for (bytes, text) in [
+            (0, "0B"),
+            (1023, "1023B"),
+            (1536, "1.5K"),
+            (20 << 30, "20G"),
+        ] {
+            assert_eq!(human(bytes), text);
+        }
+    }
+}
