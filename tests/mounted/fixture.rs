@@ -1,6 +1,6 @@
 //! A scratch directory for branches with a mount point, and commands by other users.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,10 @@ use unionfs::fuse::unmount;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Branches, and a mount point `m`. Unmounts when dropped.
-pub struct World(TempDir);
+pub struct World {
+    dir: PathBuf,
+    _temporary: Option<TempDir>,
+}
 
 impl World {
     /// `None` where nothing can be mounted.
@@ -27,14 +30,25 @@ impl World {
             .prefix("uaufs-mounted-")
             .tempdir_in("/var/tmp")
             .unwrap();
-        let world = Self(dir);
+        let world = Self {
+            dir: dir.path().to_owned(),
+            _temporary: Some(dir),
+        };
         world.chmod("", 0o755);
         world.mkdir("m", 0o755);
         Some(world)
     }
 
+    /// One that another process has made, and removes.
+    pub fn existing(dir: PathBuf) -> Self {
+        Self {
+            dir,
+            _temporary: None,
+        }
+    }
+
     pub fn path(&self, path: &str) -> PathBuf {
-        self.0.path().join(path)
+        self.dir.join(path)
     }
 
     /// Makes a directory, and those above it.
@@ -58,6 +72,10 @@ impl World {
         chown(self.path(path), Some(uid), Some(gid)).unwrap();
     }
 
+    pub fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.path(path)).unwrap()
+    }
+
     /// Sets an extended attribute.
     pub fn set_xattr(&self, path: &str, name: &str, value: &[u8]) {
         let name = CString::new(name).unwrap();
@@ -65,10 +83,33 @@ impl World {
         rustix::fs::setxattr(self.path(path), &name, value, flags).unwrap();
     }
 
+    /// Everything below a directory, sorted, with the bookkeeping of the union left out.
+    pub fn tree(&self, path: &str) -> Vec<String> {
+        let top = self.path(path);
+        let mut found = Vec::new();
+        let mut todo = vec![top.clone()];
+        while let Some(dir) = todo.pop() {
+            for entry in fs::read_dir(dir).unwrap() {
+                let entry = entry.unwrap();
+                let path = entry.path();
+                let name = path.strip_prefix(&top).unwrap().display().to_string();
+                if name.starts_with(".wh..wh.") {
+                    continue;
+                }
+                if entry.file_type().unwrap().is_dir() {
+                    todo.push(path);
+                }
+                found.push(name);
+            }
+        }
+        found.sort();
+        found
+    }
+
     /// Mounts on `m`; branches are named relative to the scratch directory.
     pub fn mount(&self, options: &str) {
-        let output = Command::new(env!("CARGO_BIN_EXE_uaufs"))
-            .current_dir(self.0.path())
+        let output = Command::new(program())
+            .current_dir(&self.dir)
             .args(["-o", options, "m"])
             .stdin(Stdio::null())
             .output()
@@ -79,11 +120,11 @@ impl World {
     /// Unmounts. Tries again when busy: a process that another test is just starting shares our
     /// open files for a moment.
     pub fn umount(&self) {
-        let start = Instant::now();
-        while let Err(error) = unmount(&self.path("m"), false) {
-            assert!(start.elapsed() < PATIENCE, "{error}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        eventually("unmounting", || {
+            let mut umount = Command::new(program());
+            umount.arg("umount").arg(self.path("m"));
+            umount.output().unwrap().status.success()
+        });
     }
 
     /// Mounts, runs `body`, unmounts.
@@ -120,6 +161,20 @@ impl Drop for World {
     fn drop(&mut self) {
         let m = self.path("m");
         while is_mounted(&m) && unmount(&m, true).is_ok() {}
+    }
+}
+
+/// The program under test.
+pub fn program() -> OsString {
+    std::env::var_os("UAUFS").unwrap_or_else(|| env!("CARGO_BIN_EXE_uaufs").into())
+}
+
+/// Waits until something is so.
+pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !so() {
+        assert!(start.elapsed() < PATIENCE, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
