@@ -5,6 +5,7 @@
 mod fixture;
 mod identity;
 mod links;
+mod marks;
 mod nodes;
 mod on_open;
 mod outside;

@@ -20,14 +20,10 @@ const FO_OPAQUE: &[u8] = b"user.fuseoverlayfs.opaque";
 impl Branch {
     /// Is `name` in `dir` hidden by a mark of its own on this branch?
     ///
-    /// Does not look at `honours_whiteouts`. A whiteout that is no regular file does not count.
+    /// Does not look at `honours_whiteouts`.
     pub fn has_whiteout(&self, dir: impl AsFd, name: &[u8]) -> Result<bool> {
-        if let Some(mark) = whiteout_name(name) {
-            match stat_at(dir.as_fd(), &mark) {
-                Ok(stat) if stat.kind() == Kind::File => return Ok(true),
-                Ok(_) | Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
-                Err(err) => return Err(err),
-            }
+        if self.whiteout_file(dir.as_fd(), name)?.is_some() {
+            return Ok(true);
         }
         if self.device_hides(name) {
             return match stat_at(dir, name) {
@@ -37,6 +33,19 @@ impl Branch {
             };
         }
         Ok(false)
+    }
+
+    /// What `.wh.NAME` is, if there is one. Of whatever type, it hides the name (a regular file is
+    /// what AUFS makes, and all that it accepts).
+    pub fn whiteout_file(&self, dir: impl AsFd, name: &[u8]) -> Result<Option<Kind>> {
+        let Some(mark) = whiteout_name(name) else {
+            return Ok(None);
+        };
+        match stat_at(dir.as_fd(), &mark) {
+            Ok(stat) => Ok(Some(stat.kind())),
+            Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(None),
+            Err(err) => Err(err),
+        }
     }
 
     /// Is a 0/0 device of this name a whiteout here? In the AUFS format only for names that are
@@ -126,10 +135,11 @@ impl Branch {
         create_mark(dir, mark)
     }
 
-    /// Does a directory of this branch hold nothing but whiteouts, marks and bookkeeping? What else
-    /// lies in it was put there behind the union's back and must not be removed with it.
-    pub fn holds_only_marks(&self, dir: impl AsFd) -> Result<bool> {
-        only_marks(dir, self.format == Format::Overlay)
+    /// How many whiteouts, marks and bookkeeping files a directory of this branch holds. `None` = it
+    /// holds something else, too: that was put there behind the union's back and must not be removed
+    /// with it.
+    pub fn count_marks(&self, dir: impl AsFd) -> Result<Option<usize>> {
+        count_marks(dir, self.format == Format::Overlay)
     }
 
     /// Is this directory opaque here? Does not look at `honours_whiteouts`.
@@ -180,22 +190,26 @@ impl Branch {
     }
 }
 
-/// Does a directory hold nothing but whiteouts, marks and bookkeeping? `devices`: 0/0 devices of
-/// any name are whiteouts.
-pub fn only_marks(dir: impl AsFd, devices: bool) -> Result<bool> {
+/// How many whiteouts, marks and bookkeeping files a directory holds; `None` = something else, too.
+/// `devices`: 0/0 devices of any name are whiteouts.
+pub fn count_marks(dir: impl AsFd, devices: bool) -> Result<Option<usize>> {
     let dir = dir.as_fd();
+    let mut marks = 0;
     for entry in rustix::fs::Dir::read_from(openat_self(dir)?)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
-        if name == b"." || name == b".." || classify(name) != NameClass::Plain {
+        if name == b"." || name == b".." {
             continue;
         }
         let may_hide = devices || whiteout_name(name).is_none();
-        if !(may_hide && stat_at(dir, name)?.is_null_device()) {
-            return Ok(false);
+        let is_mark = classify(name) != NameClass::Plain
+            || (may_hide && stat_at(dir, name)?.is_null_device());
+        if !is_mark {
+            return Ok(None);
         }
+        marks += 1;
     }
-    Ok(true)
+    Ok(Some(marks))
 }
 
 fn openat_self(dir: impl AsFd) -> Result<OwnedFd> {

@@ -6,7 +6,7 @@
 
 use crate::types::{BranchId, Kind, Timestamp};
 use hashbrown::{DefaultHashBuilder, HashTable};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 use std::hash::BuildHasher;
 use std::time::Instant;
@@ -93,6 +93,8 @@ pub struct Index {
     records: Vec<Record>,
     table: HashTable<u32>,
     hasher: DefaultHashBuilder,
+    /// Names whose marks contradict what is there (`strict`).
+    broken: FxHashSet<u32>,
     /// Directories on more than one branch.
     merged: FxHashMap<u32, BranchList>,
     live: u32,
@@ -112,6 +114,7 @@ impl Default for Index {
             records: Vec::new(),
             table: HashTable::new(),
             hasher: DefaultHashBuilder::default(),
+            broken: FxHashSet::default(),
             merged: FxHashMap::default(),
             live: 0,
             subdirs: 0,
@@ -177,6 +180,7 @@ impl Index {
         let old_records = std::mem::take(&mut self.records);
         let old_names = std::mem::take(&mut self.names);
         let mut old_merged = std::mem::take(&mut self.merged);
+        let old_broken = std::mem::take(&mut self.broken);
         self.table.clear();
         for (old_at, mut record) in old_records.into_iter().enumerate() {
             if record.slot == Slot::Gone {
@@ -189,6 +193,9 @@ impl Index {
             self.records.push(record);
             if let Some(list) = old_merged.remove(&(old_at as u32)) {
                 self.merged.insert(at, list);
+            }
+            if old_broken.contains(&(old_at as u32)) {
+                self.broken.insert(at);
             }
             self.insert_in_table(at);
         }
@@ -217,6 +224,7 @@ impl Index {
             let record = &mut self.records[at as usize];
             (record.below, record.blocked) = (false, false);
         }
+        self.broken.clear();
         self.stamps.clear();
         self.checked = Instant::now();
     }
@@ -251,6 +259,28 @@ impl Index {
         if self.records[at as usize].slot == Slot::Gone {
             self.set_slot(at, Slot::Whiteout);
         }
+    }
+
+    /// As [`Self::add_whiteout`], by AUFS's rule (`strict`): a whiteout that is no `regular` file, or
+    /// beside what it hides, makes the name unusable if this layer decides it.
+    pub fn add_strict_whiteout(&mut self, branch: BranchId, name: &[u8], regular: bool) {
+        let at = self.find_or_add(name);
+        let record = &mut self.records[at as usize];
+        record.blocked = true;
+        let broken = match record.slot {
+            Slot::Gone => !regular,
+            Slot::Entry(_) if record.top == branch => true,
+            Slot::Entry(_) | Slot::Whiteout => return,
+        };
+        self.set_slot(at, Slot::Whiteout);
+        if broken {
+            self.broken.insert(at);
+        }
+    }
+
+    /// Is a name unusable because its marks contradict what is there?
+    pub fn is_broken(&self, name: &[u8]) -> bool {
+        !self.broken.is_empty() && self.find(name).is_some_and(|at| self.broken.contains(&at))
     }
 
     /// What is known of `name`.
@@ -370,6 +400,27 @@ mod tests {
         assert_eq!(i.get(b"gone"), Found::Whiteout);
         assert_eq!(i.get(b"never"), Found::Absent);
         assert_eq!((i.len(), i.subdirs()), (3, 1));
+    }
+
+    #[test]
+    fn strict_whiteouts_make_what_they_contradict_unusable() {
+        let mut i = Index::default();
+        i.begin();
+        i.add_entry(b(0), b"top", Kind::File, 1);
+        i.add_entry(b(0), b"both", Kind::File, 2);
+        i.add_strict_whiteout(b(0), b"both", true);
+        i.add_strict_whiteout(b(0), b"gone", true);
+        i.add_strict_whiteout(b(0), b"odd", false);
+        for name in [&b"top"[..], b"both", b"gone", b"odd"] {
+            i.add_entry(b(1), name, Kind::File, 3);
+            i.add_strict_whiteout(b(1), name, true);
+        }
+        let broken = |name: &[u8]| i.is_broken(name);
+        assert!(broken(b"both") && broken(b"odd"));
+        assert!(!broken(b"gone") && !broken(b"top") && !broken(b"never"));
+        assert_eq!(i.iter_from(0).count(), 1);
+        i.begin();
+        assert!(!i.is_broken(b"both"));
     }
 
     #[test]

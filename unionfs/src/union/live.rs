@@ -13,15 +13,19 @@ impl Union {
     /// # Errors
     /// [`SetupError::Option`]: it is one that only a new mount can have, or has no effect yet.
     pub fn set(&self, setting: &Setting) -> Result<(), SetupError> {
+        let mut options = (**self.options()).clone();
+        // Flags of the mount are not the union's.
+        setting.apply(&mut options, &mut MountFlags::default());
+        let is_flag = matches!(setting, Setting::Mount(_));
+        if !is_flag && options == **self.options() {
+            return Ok(());
+        }
         if let Some(why) = fixed_at_mount(setting) {
             return Err(SetupError::Option {
                 what: setting.to_option().to_string_lossy().into_owned(),
                 hint: format!("{why} (EINVAL): unmount, and mount with it"),
             });
         }
-        let mut options = (**self.options()).clone();
-        // Flags of the mount are not the union's.
-        setting.apply(&mut options, &mut MountFlags::default());
         refuse_unsupported_options(&options)?;
         self.options.store(Arc::new(options));
         Ok(())
@@ -37,14 +41,14 @@ fn fixed_at_mount(setting: &Setting) -> Option<&'static str> {
         | Setting::DirOpaque(_)
         | Setting::Dirwh(_)
         | Setting::DirRename(_)
-        | Setting::Dirperm1(_)
+        | Setting::Dirperm1(true)
         | Setting::Plink(_)
-        | Setting::ShowWhiteouts(_)
         | Setting::Sum(_)
         | Setting::NameMax(_)
-        | Setting::Strict(_)
         | Setting::Volatile(_)
         | Setting::Timeout(_) => None,
+        Setting::Dirperm1(false) => Some("the kernel lets in whom the topmost directory lets in"),
+        Setting::ShowWhiteouts(_) | Setting::Strict(_) => Some("the names were read without it"),
         Setting::Format(_) => Some("the format of a branch is chosen when it is opened"),
         Setting::Io(_) | Setting::Open(_) | Setting::Writeback(_) => {
             Some("how files are opened and read was agreed with the kernel")
@@ -77,7 +81,15 @@ mod tests {
         for option in ["udba=none", "create=rr", "cpup=bu", "diropq=always", "sum"] {
             assert!(!fixed(option), "{option}");
         }
-        for option in ["io=cache", "threads=2", "noacl", "squash_to_uid=1"] {
+        for option in [
+            "io=cache",
+            "threads=2",
+            "noacl",
+            "squash_to_uid=1",
+            "nodirperm1",
+            "shwh",
+            "strict",
+        ] {
             assert!(fixed(option), "{option}");
         }
     }

@@ -32,7 +32,7 @@ impl Union {
         if name == b"." || name == b".." {
             return self.lookup_dots(&parent, name);
         }
-        self.check_name(name)?;
+        self.check_lookup(name)?;
         let child = {
             let ns = self.ns_read(&parent, Need::Names)?;
             match self.resolve(&parent, &ns, name)? {

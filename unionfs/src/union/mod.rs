@@ -8,6 +8,7 @@ mod copyup;
 mod create;
 mod data;
 mod dirs;
+mod discard;
 mod exchange;
 mod guard;
 mod links;
@@ -37,6 +38,7 @@ use crate::spec::{Options, Udba};
 use crate::stack::Stack;
 use crate::types::*;
 use copyup::CopyUps;
+use discard::Trash;
 use links::LinkTable;
 use names::KnownNames;
 use open::OpenTable;
@@ -64,6 +66,7 @@ pub struct Union {
     names: KnownNames,
     redirects: Redirects,
     copyups: CopyUps,
+    trash: Trash,
     placement: Placement,
     /// Lock order 1: held over renames between two directories, so that the order of the two
     /// directory locks (ancestor first) cannot change while it is determined.

@@ -1,6 +1,7 @@
 //! The system calls of a rename on one branch, in an order that shows the old tree or the new.
 
-use super::remove::{discard_dir, refuse_strangers};
+use super::Union;
+use super::discard::count_marks;
 use crate::branch::Branch;
 use crate::errno::{Errno, Result};
 use crate::spec::Format;
@@ -26,11 +27,36 @@ pub(super) struct Move<'a> {
     pub(super) hidden: bool,
 }
 
-/// Does it.
-pub(super) fn move_on_branch(branch: &Branch, m: &Move<'_>) -> Result<()> {
-    if m.over_dir {
-        clear_marks(branch, m.to, m.new)?;
+impl Union {
+    /// Does it.
+    pub(super) fn move_on_branch(&self, branch: &Branch, m: &Move<'_>) -> Result<()> {
+        if m.over_dir {
+            self.clear_marks(branch, m.to, m.new)?;
+        }
+        rename(branch, m)
     }
+
+    /// Empties a directory of its marks without changing what the union shows: first it is made
+    /// opaque by a mark that does not lie in it.
+    fn clear_marks(&self, branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
+        let fd = open_subdir(dir, name)?;
+        let _unlocked = Unlocked::of_user(&fd);
+        count_marks(branch, &fd)?;
+        if branch.format == Format::Aufs && branch.whiteout_is_separate(name) {
+            branch.make_whiteout(dir, name)?;
+            return contents(&fd);
+        }
+        if branch.format == Format::Overlay && branch.set_opaque_attribute(&fd) {
+            return contents(&fd);
+        }
+        // No mark can be made outside: the directory is taken away whole. (Its name is free for a
+        // moment, and a crash then shows what is below.)
+        self.discard_dir(branch, dir, name)
+    }
+}
+
+/// The rename itself: nothing but an empty directory is in its way.
+fn rename(branch: &Branch, m: &Move<'_>) -> Result<()> {
     let device_at_target = m.hidden && stat_at(m.to, m.new).is_ok_and(|s| s.is_null_device());
     if device_at_target && m.is_dir {
         // The device and the directory change places: that is the whiteout of the old name.
@@ -72,22 +98,4 @@ fn rename_leaving_device(branch: &Branch, m: &Move<'_>) -> Result<()> {
         }
         other => other,
     }
-}
-
-/// Empties a directory of its marks without changing what the union shows: first it is made opaque
-/// by a mark that does not lie in it.
-fn clear_marks(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
-    let fd = open_subdir(dir, name)?;
-    let _unlocked = Unlocked::of_user(&fd);
-    refuse_strangers(branch, &fd)?;
-    if branch.format == Format::Aufs && branch.whiteout_is_separate(name) {
-        branch.make_whiteout(dir, name)?;
-        return contents(&fd);
-    }
-    if branch.format == Format::Overlay && branch.set_opaque_attribute(&fd) {
-        return contents(&fd);
-    }
-    // No mark can be made outside: the directory is taken away whole. (Its name is free for a
-    // moment, and a crash then shows what is below.)
-    discard_dir(branch, dir, name)
 }

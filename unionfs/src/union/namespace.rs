@@ -9,7 +9,7 @@ use crate::spec::Udba;
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::{Loc, Name, RealStat};
 use crate::types::{BranchId, Kind, NodeId, SetTime};
-use crate::whiteout::{NameClass, classify};
+use crate::whiteout::{NameClass, PREFIX, STORE_DIR, classify, is_reserved};
 use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
 use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, OFlags, RawDir};
@@ -103,7 +103,12 @@ impl Union {
         }
         match (&ns.index, self.options().udba) {
             (None, _) => {
-                need == Need::Listing || node.id == NodeId::ROOT || node.layers().len() > 1
+                let options = self.options();
+                need == Need::Listing
+                    || node.id == NodeId::ROOT
+                    || node.layers().len() > 1
+                    || options.strict
+                    || options.show_whiteouts
             }
             (Some(index), Udba::Reval(lifetime)) => index.checked.elapsed() >= lifetime,
             (Some(_), _) => false,
@@ -202,16 +207,16 @@ impl Union {
     }
 
     fn read_layer(&self, branch: &Branch, listing: &OwnedFd, index: &mut Index) -> Result<()> {
-        let mut whiteouts: Vec<Name> = Vec::new();
+        let mut whiteouts: Vec<(Name, Kind)> = Vec::new();
         let honours = branch.honours_whiteouts();
+        let options = self.options();
         for_each_entry(listing, |name, kind, real| {
-            match classify(name) {
-                NameClass::Plain => {}
-                NameClass::Whiteout(hidden) if honours => {
-                    whiteouts.push(Name::from_slice(hidden));
-                    return Ok(());
-                }
-                NameClass::Whiteout(_) | NameClass::Opaque | NameClass::Reserved => return Ok(()),
+            let class = classify(name);
+            let is_plain = class == NameClass::Plain;
+            let shown = is_plain || (honours && options.show_whiteouts && name != STORE_DIR);
+            let hides = honours && matches!(class, NameClass::Whiteout(_));
+            if !shown && !hides {
+                return Ok(());
             }
             let kind = match kind {
                 Some(kind) => kind,
@@ -222,29 +227,44 @@ impl Union {
                     Err(err) => return Err(err),
                 },
             };
+            if !is_plain {
+                if let NameClass::Whiteout(hidden) = class {
+                    whiteouts.push((Name::from_slice(hidden), kind));
+                }
+                if shown {
+                    index.add_entry(branch.id, name, kind, real);
+                }
+                return Ok(());
+            }
             if kind == Kind::Char
                 && honours
                 && branch.device_hides(name)
                 && is_null_device(listing, name)?
             {
-                whiteouts.push(Name::from_slice(name));
+                whiteouts.push((Name::from_slice(name), Kind::File));
             } else if kind != Kind::Dir || !self.hidden.contains(&(branch.dev, real)) {
                 index.add_entry(branch.id, name, kind, real);
             }
             Ok(())
         })?;
-        for name in &whiteouts {
-            index.add_whiteout(name);
+        for (name, kind) in &whiteouts {
+            if options.strict {
+                index.add_strict_whiteout(branch.id, name, *kind == Kind::File);
+            } else {
+                index.add_whiteout(name);
+            }
         }
         Ok(())
     }
 
     /// What the union holds under `name`. The directory is locked; `ns` is what the lock guards.
+    /// EIO (`strict`) where marks contradict what is there.
     pub(super) fn resolve(&self, node: &Arc<Node>, ns: &Namespace, name: &[u8]) -> Result<Found> {
         if ns.dead {
             return Ok(Found::Absent);
         }
         match &ns.index {
+            Some(index) if index.is_broken(name) => Err(Errno::IO),
             Some(index) => Ok(index.get(name)),
             None => self.probe(node, name),
         }
@@ -266,12 +286,22 @@ impl Union {
             let device = honours
                 && branch.device_hides(name)
                 && stat.as_ref().is_some_and(|s| s.is_null_device());
+            let decides = found == Found::Absent;
             let shown = stat.filter(|s| !device && !self.hidden.contains(&(s.dev, s.ino)));
-            if let Some(stat) = shown {
-                found = stacked(found, branch.id, &stat);
+            if let Some(stat) = &shown {
+                found = stacked(found, branch.id, stat);
             }
+            let strict = self.options().strict;
             // On one branch a whiteout hides nothing.
-            if device || (layers.len() > 1 && honours && branch.has_whiteout(&dir, name)?) {
+            let mark = if honours && (layers.len() > 1 || strict) {
+                branch.whiteout_file(&dir, name)?
+            } else {
+                None
+            };
+            if strict && decides && (mark.is_some_and(|k| k != Kind::File || shown.is_some())) {
+                return Err(Errno::IO);
+            }
+            if device || mark.is_some() {
                 if found == Found::Absent {
                     found = Found::Whiteout;
                 }
@@ -281,12 +311,25 @@ impl Union {
         Ok(found)
     }
 
+    /// Refuses names that cannot be looked up.
+    pub(super) fn check_lookup(&self, name: &[u8]) -> Result<()> {
+        let options = self.options();
+        if options.show_whiteouts && is_reserved(name) && name != STORE_DIR {
+            return if name.len() > usize::from(options.name_max) + PREFIX.len() {
+                Err(Errno::NAMETOOLONG)
+            } else {
+                Ok(())
+            };
+        }
+        self.check_name(name)
+    }
+
     /// Refuses names that no file of a union may have.
     pub(super) fn check_name(&self, name: &[u8]) -> Result<()> {
         if name.len() > usize::from(self.options().name_max) {
             return Err(Errno::NAMETOOLONG);
         }
-        if crate::whiteout::is_reserved(name) {
+        if is_reserved(name) {
             return Err(Errno::PERM);
         }
         if name.is_empty()

@@ -10,13 +10,11 @@ use crate::branch::plinks::plink_name;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
 use crate::node::{Namespace, Node, Place, Present};
-use crate::sys::loc::open_subdir;
+use crate::sys::RealStat;
 use crate::sys::stat::{stat_at, stat_fd};
-use crate::sys::{RealStat, Unlocked};
 use crate::types::*;
-use crate::whiteout::whiteout_name;
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, RenameFlags};
+use rustix::fs::AtFlags;
 use std::sync::Arc;
 
 /// How often a change is prepared anew because another one came first.
@@ -230,7 +228,7 @@ impl Union {
         let (_, loc) = self.place_locked(node)?;
         let pin = loc.pin()?;
         let stat = stat_fd(&pin)?;
-        if let Err(err) = remove_dir(target, &dir, name, physical, whiteout) {
+        if let Err(err) = self.remove_dir(target, &dir, name, physical, whiteout) {
             // Not as empty as the names that were read: read them again.
             own.index = None;
             return Err(err);
@@ -271,94 +269,11 @@ fn remove_file(
     rustix::fs::unlinkat(dir, name, AtFlags::empty()).inspect_err(|_| take_back(branch, dir, name))
 }
 
-fn take_back(branch: &Branch, dir: &OwnedFd, name: &[u8]) {
+pub(super) fn take_back(branch: &Branch, dir: &OwnedFd, name: &[u8]) {
     if let Err(err) = branch.remove_whiteout(dir, name) {
         log::error!(
             "{}: cannot take back a whiteout: {err}",
             branch.path.display()
         );
     }
-}
-
-/// As [`remove_file`], for a directory that is empty in the union but may hold whiteouts.
-fn remove_dir(
-    branch: &Branch,
-    dir: &OwnedFd,
-    name: &[u8],
-    physical: bool,
-    whiteout: bool,
-) -> Result<()> {
-    if !physical {
-        return branch.make_whiteout(dir, name);
-    }
-    if whiteout && !branch.whiteout_is_separate(name) {
-        return exchange_for_whiteout(branch, dir, name);
-    }
-    if whiteout {
-        branch.make_whiteout(dir, name)?;
-    }
-    let removed = match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
-        Err(Errno::NOTEMPTY | Errno::EXIST) => discard_dir(branch, dir, name),
-        other => other,
-    };
-    removed.inspect_err(|_| {
-        if whiteout {
-            take_back(branch, dir, name);
-        }
-    })
-}
-
-/// Moves a directory out of sight in one step and removes it there.
-pub(super) fn discard_dir(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
-    let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
-    let fd = open_subdir(dir, name)?;
-    let _unlocked = Unlocked::of_user(&fd);
-    refuse_strangers(branch, &fd)?;
-    let temp = store.temp_name();
-    rustix::fs::renameat(dir, name, store.trash(), &*temp)?;
-    empty_trash(branch, &temp);
-    Ok(())
-}
-
-/// ENOTEMPTY when a directory holds what the union has not seen.
-pub(super) fn refuse_strangers(branch: &Branch, dir: &OwnedFd) -> Result<()> {
-    match branch.holds_only_marks(dir) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Errno::NOTEMPTY),
-        Err(err) => Err(err),
-    }
-}
-
-fn empty_trash(branch: &Branch, temp: &[u8]) {
-    let Some(store) = &branch.store else { return };
-    let emptied = open_subdir(store.trash(), temp)
-        .and_then(crate::sys::remove::contents)
-        .and_then(|()| rustix::fs::unlinkat(store.trash(), temp, AtFlags::REMOVEDIR));
-    if let Err(err) = emptied {
-        // The next mount tries again.
-        log::warn!(
-            "{}: removed directory not emptied: {err}",
-            branch.path.display()
-        );
-    }
-}
-
-/// A whiteout device and the directory change places: in the overlay format, and for names that
-/// are too long for a whiteout file.
-fn exchange_for_whiteout(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
-    let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
-    refuse_strangers(branch, &open_subdir(dir, name)?)?;
-    let temp = store.temp_name();
-    if !branch.make_device(store.trash(), &temp) {
-        // No device nodes here: the whiteout is a file beside the name.
-        let mark = whiteout_name(name).ok_or(Errno::NAMETOOLONG)?;
-        branch.make_whiteout_file(dir, &mark)?;
-        return discard_dir(branch, dir, name).inspect_err(|_| take_back(branch, dir, name));
-    }
-    rustix::fs::renameat_with(store.trash(), &*temp, dir, name, RenameFlags::EXCHANGE)
-        .inspect_err(|_| {
-            let _ = rustix::fs::unlinkat(store.trash(), &*temp, AtFlags::empty());
-        })?;
-    empty_trash(branch, &temp);
-    Ok(())
 }

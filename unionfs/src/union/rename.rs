@@ -7,7 +7,7 @@
 
 use super::Union;
 use super::create::first_of;
-use super::moves::{Move, move_on_branch};
+use super::moves::Move;
 use super::names::{Leaving, unname};
 use super::namespace::Need;
 use crate::branch::Branch;
@@ -366,7 +366,7 @@ impl Union {
             None => None,
         };
         let physical = dest.is_some_and(|d| d.top == branch.id);
-        move_on_branch(
+        self.move_on_branch(
             branch,
             &Move {
                 from: &from_fd,

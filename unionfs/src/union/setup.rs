@@ -1,6 +1,7 @@
 //! Building a union from what was asked for.
 
 use super::copyup::CopyUps;
+use super::discard::Trash;
 use super::links::{LinkTable, Plink};
 use super::names::KnownNames;
 use super::open::OpenTable;
@@ -64,6 +65,7 @@ impl Union {
             names: KnownNames::default(),
             redirects,
             copyups: CopyUps::default(),
+            trash: Trash::default(),
             placement: Placement::default(),
             rename_lock: Mutex::new(()),
             next_generation: AtomicU64::new(1),
@@ -111,6 +113,11 @@ fn refuse_unsupported(spec: &MountSpec) -> Result<(), SetupError> {
     if spec.branches.iter().any(|b| b.perm.fhsm) {
         return refuse("fhsm", "tiering is not supported yet");
     }
+    // On a writable one no directory with a whiteout could be removed.
+    let readonly = spec.mount.read_only || !spec.branches.iter().any(|b| b.perm.writable());
+    if spec.options.show_whiteouts && !readonly {
+        return refuse("shwh", "whiteouts are shown on readonly mounts: add ro");
+    }
     refuse_unsupported_options(&spec.options)
 }
 
@@ -127,12 +134,6 @@ pub(super) fn refuse_unsupported_options(o: &Options) -> Result<(), SetupError> 
             "udba=notify",
             "not supported yet: use udba=reval or udba=none",
         );
-    }
-    if o.show_whiteouts {
-        return refuse("shwh", "not supported yet");
-    }
-    if o.strict {
-        return refuse("strict", "not supported yet");
     }
     if o.timeout.is_some_and(|t| t > FOREVER) {
         return refuse("timeout", "at most 2^30 seconds");

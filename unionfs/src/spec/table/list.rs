@@ -168,10 +168,8 @@ fn mount(setting: MountSetting) -> Meaning {
 }
 
 fn dirwh(text: &[u8]) -> Result<Meaning, Problem> {
-    let count = value::number(text, 0, u64::from(u32::MAX))? as u32;
-    Ok(Meaning {
-        settings: vec![Setting::Dirwh(count)],
-        caution: Some("no effect yet: directories are removed before rmdir(2) returns"),
+    set(value::number(text, 0, u64::from(u32::MAX)), |count| {
+        Setting::Dirwh(count as u32)
     })
 }
 

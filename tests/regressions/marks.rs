@@ -1,0 +1,146 @@
+//! Whiteouts that are shown, that contradict what is there, and that are removed in bulk.
+
+use super::fixture::Fixture;
+use std::time::{Duration, Instant};
+use unionfs::errno::Errno;
+
+fn has(t: &Fixture, path: &str) -> bool {
+    t.path(path).symlink_metadata().is_ok()
+}
+
+#[test]
+fn strict_refuses_what_contradicts_itself_and_lists_it_not() {
+    let mut t = Fixture::new();
+    for top in ["", "d/", "one/"] {
+        t.put(&format!("c/{top}.wh.both"), "");
+        t.put(&format!("c/{top}both"), "upper");
+        t.put_dir(&format!("c/{top}.wh.odd"));
+        t.put(&format!("c/{top}.wh.gone"), "");
+        t.put(&format!("c/{top}fine"), "fine");
+    }
+    for top in ["", "d/"] {
+        for name in ["both", "odd", "gone"] {
+            t.put(&format!("a/{top}{name}"), "lower");
+        }
+    }
+    for (options, names) in [
+        ("strict", &["fine"][..]),
+        ("strict,udba=none", &["fine"]),
+        ("", &["both", "fine"]),
+    ] {
+        t.open(&["c=rw", "a=ro"], options);
+        for top in ["d", "one"] {
+            // Before the listing, and after it.
+            for _ in 0..2 {
+                let find = |name: &str| t.find(&format!("{top}/{name}")).map(|_| ());
+                let absent = Err(Errno::NOENT);
+                let broken = Err(Errno::IO);
+                let both = if names.len() == 1 { broken } else { Ok(()) };
+                let odd = if names.len() == 1 { broken } else { absent };
+                assert_eq!(find("both"), both, "{top} {options}");
+                assert_eq!(find("odd"), odd, "{top} {options}");
+                assert_eq!(find("gone"), absent, "{top} {options}");
+                assert_eq!(t.names(top), names, "{top} {options}");
+            }
+        }
+        assert_eq!(t.create("d/odd", "new").is_err(), names.len() == 1);
+    }
+    assert_eq!(t.read("d/odd"), "new");
+}
+
+#[test]
+fn whiteouts_are_shown_on_request_and_cannot_be_changed() {
+    let mut t = Fixture::new();
+    t.put("c/d/.wh.x", "");
+    t.put("c/d/y", "y");
+    t.put("c/e/.wh..wh..opq", "");
+    t.put("b/d/.wh.y", "");
+    t.put("b/d/.wh.z", "");
+    t.put("a/d/x", "x");
+    t.put("a/d/z", "z");
+    t.put("a/d/.wh.ignored", "");
+    t.put("a/e/f", "f");
+    t.open(&["c=rw", "b=ro+wh", "a=ro"], "ro,shwh");
+    assert_eq!(t.names("d"), [".wh.x", ".wh.y", ".wh.z", "y"]);
+    assert_eq!(t.names("e"), [".wh..wh..opq"]);
+    t.check_numbers("d");
+    assert_eq!(t.read("d/.wh.x"), "");
+    assert_eq!(t.find("d/x"), Err(Errno::NOENT));
+    assert_eq!(t.find("d/.wh.ignored"), Err(Errno::NOENT));
+    assert_eq!(t.find(".wh..wh.uaufs"), Err(Errno::PERM));
+    assert!(!t.names("").contains(&".wh..wh.uaufs".to_owned()));
+    assert_eq!(t.unlink("d/.wh.x"), Err(Errno::PERM));
+    assert_eq!(t.create("d/.wh.n", "").map(|_| ()), Err(Errno::PERM));
+    t.open(&["c=rw", "b=ro+wh", "a=ro"], "");
+    assert_eq!(t.names("d"), ["y"]);
+    assert_eq!(t.find("d/.wh.x"), Err(Errno::PERM));
+}
+
+#[test]
+fn shown_whiteouts_need_a_readonly_mount() {
+    let mut t = Fixture::new();
+    t.put_dir("c");
+    t.put("b/.wh.x", "");
+    let parse = |options: String| {
+        let words: Vec<_> = options.split(',').map(Into::into).collect();
+        unionfs::spec::MountSpec::parse(&words).unwrap()
+    };
+    let (c, b) = (t.path("c"), t.path("b"));
+    let spec = parse(format!("br={}=rw:{}=ro,shwh", c.display(), b.display()));
+    let refused = unionfs::union::Union::open(&spec)
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(refused.contains("add ro"), "{refused}");
+    t.open(&["b=ro+wh"], "shwh");
+    assert_eq!(t.names(""), [".wh.x"]);
+}
+
+#[test]
+fn many_whiteouts_are_removed_behind_the_scenes() {
+    let trash = |t: &Fixture| t.path("c/.wh..wh.uaufs/trash").read_dir().unwrap().count();
+    let mut t = Fixture::new();
+    for n in 0..500 {
+        for dir in ["d", "e"] {
+            t.put(&format!("a/{dir}/{n}"), "");
+            t.put(&format!("c/{dir}/.wh.{n}"), "");
+        }
+    }
+    t.put("a/e/.wh.stranger", "");
+    t.open(&["c=rw", "a=ro"], "dirwh=10");
+    t.rmdir("d").unwrap();
+    assert!(!has(&t, "c/d") && has(&t, "c/.wh.d"));
+    assert_eq!(t.find("d"), Err(Errno::NOENT));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while trash(&t) > 0 {
+        assert!(Instant::now() < deadline, "the trash is not emptied");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // The end of the union waits for it.
+    t.rmdir("e").unwrap();
+    t.close();
+    assert_eq!(trash(&t), 0);
+    // What a crash leaves is removed by the next mount.
+    t.put("c/.wh..wh.uaufs/trash/7/.wh.x", "");
+    t.open(&["c=rw", "a=ro"], "");
+    assert_eq!(trash(&t), 0);
+    assert!(t.names("").is_empty());
+}
+
+#[test]
+fn few_whiteouts_are_gone_when_rmdir_returns() {
+    let mut t = Fixture::new();
+    for n in 0..3 {
+        t.put(&format!("a/d/{n}"), "");
+        t.put(&format!("c/d/.wh.{n}"), "");
+    }
+    t.open(&["c=rw", "a=ro"], "");
+    t.rmdir("d").unwrap();
+    assert!(
+        t.path("c/.wh..wh.uaufs/trash")
+            .read_dir()
+            .unwrap()
+            .next()
+            .is_none()
+    );
+}
