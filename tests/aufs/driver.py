@@ -517,6 +517,8 @@ def do_op(c, op):
         return c.show(op["what"])
     elif o == "which_branch":     # on which branch(es) does this name really exist?
         return [b for b in c.order if os.path.lexists(os.path.join(c.br[b], op["path"]))]
+    elif o == "shared_extents":   # does the file share blocks with another one (reflink)?
+        return shares_extents(P(c, op))
     elif o == "spread":           # how many of these names are on each branch
         import fnmatch
         r = {}
@@ -528,6 +530,18 @@ def do_op(c, op):
     else:
         raise ValueError("unknown op " + o)
     return None
+
+
+def shares_extents(path):
+    """FIEMAP, linux/fiemap.h: are there extents, all of them marked FIEMAP_EXTENT_SHARED?"""
+    room = 32
+    with open(path, "rb") as f:
+        os.fsync(f.fileno())
+        request = bytearray(struct.pack("=QQLLLL", 0, 2 ** 64 - 1, 1, 0, room, 0) + bytes(56 * room))
+        fcntl.ioctl(f.fileno(), 0xC020660B, request)
+    count = struct.unpack_from("=L", request, 20)[0]
+    flags = [struct.unpack_from("=L", request, 32 + 56 * i + 40)[0] for i in range(count)]
+    return count > 0 and all(flag & 0x2000 for flag in flags)
 
 
 def as_user(c, op):
