@@ -7,6 +7,8 @@ suite_aufs() {
         return
     fi
     local line
+    # One scenario is about a filesystem that shares blocks.
+    need_packages xfsprogs
     mkdir -p "$WORK/aufs"
     while IFS= read -r line; do
         if [[ $line =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed,\ ([0-9]+)\ skipped$ ]]; then
