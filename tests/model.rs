@@ -321,3 +321,102 @@ fn a_killed_daemon_leaves_the_old_tree_or_the_new() {
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
+
+/// Merges of everything that a branch can hold.
+fn merge_cases() -> Vec<Case> {
+    let upper = || {
+        let d = dir().file("x", "new x").without("y").file("own", "own");
+        dir()
+            .file("f", "upper f")
+            .file("over", "a file over a directory")
+            .dir("under", dir().file("z", "a directory over a file"))
+            .dir("d", d)
+            .dir("o", dir().file("only", "only").opaque())
+            .dir("fresh", dir().dir("deep", dir().file("leaf", "leaf")))
+            .without("g")
+            .without("gone")
+            .without("low")
+    };
+    let lower = || {
+        let d = dir().file("x", "old x").file("y", "y").file("kept", "kept");
+        dir()
+            .file("f", "lower f")
+            .file("g", "g")
+            .dir("gone", dir().file("a", "a"))
+            .dir("over", dir().file("b", "b"))
+            .file("under", "a file")
+            .dir("d", d)
+            .dir("o", dir().file("hidden", "hidden"))
+    };
+    let lowest = || {
+        dir()
+            .file("low", "low")
+            .file("g", "lowest g")
+            .dir("o", dir().file("deepest", "deepest"))
+            .dir("d", dir().file("y", "lowest y"))
+    };
+    let mut last = Stack::of([upper(), lower()]);
+    last.branches[1].0 = Perm::Rw;
+    let mut opaque = last.clone();
+    opaque.branches[0].1 = upper().opaque();
+    let table: [(Stack, &'static [&'static str]); 3] = [
+        (
+            two_writable(upper(), lower(), lowest()),
+            &["rm d/x", "mkdir d/x", "create d/x/n"],
+        ),
+        (last, &[]),
+        (opaque, &[]),
+    ];
+    table
+        .into_iter()
+        .map(|(stack, first)| Case {
+            stack: Stack {
+                in_memory: true,
+                ..stack
+            },
+            first,
+            line: "merge",
+        })
+        .collect()
+}
+
+#[test]
+fn a_merged_branch_is_empty_and_the_tree_the_same() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    for case in merge_cases() {
+        let mut run = Run::new(case.stack).unwrap();
+        for line in case.first {
+            run.line(line).unwrap();
+        }
+        run.line("merge").unwrap();
+        let branch = &run.branches.spec.branches[0].path;
+        let left: Vec<_> = std::fs::read_dir(branch)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| !name.starts_with(".wh..wh."))
+            .collect();
+        assert_eq!(left, [""; 0]);
+        run.check_all(&[]).unwrap();
+    }
+}
+
+#[test]
+#[ignore = "the process that the next test kills"]
+fn merging_child_that_is_killed() {
+    play_child(&merge_cases()).unwrap();
+}
+
+#[test]
+fn a_killed_merge_shows_the_same_tree_and_goes_on() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    for (number, case) in merge_cases().iter().enumerate() {
+        let child = "merging_child_that_is_killed";
+        if let Err(err) = interrupt_everywhere(case, number, child) {
+            panic!("case {number}: {err:#}");
+        }
+    }
+}

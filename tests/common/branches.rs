@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use unionfs::spec::{
     Access, BranchPerm, BranchSpec, Format, Grammar, MountFlags, MountSpec, Options, Udba,
 };
+use unionfs::types::BranchId;
 
 /// Permission of a branch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,13 @@ impl Stack {
 
     pub fn several_writable(&self) -> bool {
         self.branches.iter().filter(|(p, _)| *p == Perm::Rw).count() > 1
+    }
+
+    /// Its writable branches, topmost first.
+    pub fn writable(&self) -> impl Iterator<Item = BranchId> + '_ {
+        let all = self.branches.iter().zip(0..);
+        all.filter(|((perm, _), _)| *perm == Perm::Rw)
+            .map(|(_, at)| BranchId(at))
     }
 
     fn options(&self) -> Options {

@@ -133,6 +133,8 @@ pub enum Op {
     Remount {
         clean: bool,
     },
+    /// What the first writable branch holds goes to the second, if there are two.
+    Merge,
     Compare,
 }
 
@@ -216,6 +218,7 @@ fn watching_op() -> impl Strategy<Value = Op> {
             .prop_map(|(dir, chunk, plus, changes)| Op::List { dir, chunk, plus, changes }),
         2 => any::<bool>().prop_map(|backwards| Op::Forget { backwards }),
         2 => any::<bool>().prop_map(|clean| Op::Remount { clean }),
+        1 => Just(Op::Merge),
         1 => Just(Op::Compare),
     ]
 }

@@ -7,10 +7,12 @@ use super::ops::{Op, Pick, mode};
 use super::reference::{Body, Id, Model, Node, ROOT};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use unionfs::errno::{self, Errno, errno_name};
 use unionfs::spec::Format;
-use unionfs::types::{Caller, Entry, Kind, Lookup, NodeId, RenameFlags};
+use unionfs::types::{BranchId, Caller, Entry, Kind, Lookup, NodeId, RenameFlags};
 use unionfs::union::Union;
+use unionfs::union::merge::MergeOptions;
 
 pub const CALLER: Caller = Caller {
     uid: 0,
@@ -32,6 +34,9 @@ pub struct Run {
     numbers: BTreeMap<Id, NodeId>,
     /// Link counts of files are compared: after a crash they may be wrong.
     pub exact_links: bool,
+    /// Files were moved between branches: inode numbers are used again, and a later mount may tell
+    /// other numbers of files made since.
+    reused: bool,
     /// What was really done, for a failure's report.
     log: Vec<String>,
 }
@@ -53,6 +58,7 @@ impl Run {
             counts: BTreeMap::new(),
             numbers: BTreeMap::new(),
             exact_links: true,
+            reused: false,
             log: Vec::new(),
         })
     }
@@ -182,6 +188,9 @@ impl Run {
         self.counts.clear();
         self.known.clear();
         self.prune();
+        if self.reused {
+            self.numbers.clear();
+        }
         self.union = Some(Union::open(&self.branches.spec)?);
         Ok(())
     }
@@ -334,8 +343,36 @@ impl Run {
             } => self.list_while_changing(*dir, usize::from(*chunk), *plus, changes),
             Op::Forget { backwards } => self.forget_all(*backwards),
             Op::Remount { clean } => self.remount(*clean),
+            Op::Merge => self.merge(),
             Op::Compare => self.compare(),
         }
+    }
+
+    /// Merges the first writable branch into the second. Nobody sees a difference.
+    pub fn merge(&mut self) -> Result<()> {
+        let writable: Vec<BranchId> = self.branches.stack.writable().collect();
+        let [from, to, ..] = writable[..] else {
+            return Ok(());
+        };
+        if self.branches.stack.format != Format::Aufs {
+            return Ok(());
+        }
+        self.say(format_args!("merge"));
+        let mut failed = Vec::new();
+        let merged = self
+            .union()?
+            .merge(from, to, MergeOptions::default(), &mut |step| {
+                if let Err(err) = step.done {
+                    failed.push(format!("{}: {err}", step.path.escape_ascii()));
+                }
+                ControlFlow::Continue(())
+            })?;
+        ensure!(failed.is_empty(), "{failed:?}");
+        self.say(format_args!("{merged:?}"));
+        // Names that no one saw are gone: they were counted.
+        self.exact_links = false;
+        self.reused = !self.branches.stack.in_memory;
+        self.compare()
     }
 
     fn make(&mut self, dir: u8, pick: &Pick, node: Node, mode: u32, target: &[u8]) -> Result<()> {

@@ -47,6 +47,7 @@ impl Run {
             ("rmdir", [path]) => self.take_away(path, true),
             ("rename", [old, new]) => self.move_to(old, new, RenameFlags::empty()),
             ("exchange", [old, new]) => self.move_to(old, new, RenameFlags::EXCHANGE),
+            ("merge", []) => self.merge(),
             ("forget", []) => self.forget_all(false),
             ("remount", []) => self.remount(true),
             _ => bail!("not an operation"),

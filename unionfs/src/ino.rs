@@ -3,8 +3,8 @@
 //! The top 8 bits say which filesystem (0 = the first one seen: its numbers stay as they are), the
 //! lower 56 are the real number, as overlayfs's xino does it. A copied-up file keeps the number of
 //! what it was copied from: that is recorded by the writable branch ([`crate::branch::log`]).
-//! Numbers that do not fit, and those of files that got the inode number of one that was copied up
-//! and is gone, come from a range of their own, for the life of the mount.
+//! Files that got the inode number of one that was copied and is gone have numbers made of their birth
+//! times too; numbers that do not fit come from a range of their own, for the life of the mount.
 
 use crate::branch::log::{Origin, Source};
 use crate::sys::{Name, RealStat};
@@ -13,11 +13,14 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use rustc_hash::FxBuildHasher;
 use smallvec::{SmallVec, smallvec};
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 const FS_SHIFT: u32 = 56;
 /// Filesystem index of numbers that are handed out one by one.
 const DYNAMIC: u64 = 0xff;
+/// Filesystem index of numbers made of inode number and birth time.
+const BY_BIRTH: u64 = 0xfe;
 
 /// Was this number handed out for the life of the mount only?
 pub fn is_dynamic(node: NodeId) -> bool {
@@ -112,20 +115,31 @@ impl InoMap {
         if self.original_count.load(Ordering::Relaxed) > 0
             && let Some(mut sharing) = self.originals.get_mut(&(dev, real))
         {
-            return self.number_among(&mut sharing, btime);
+            return self.number_among(&mut sharing, (dev, real), btime);
         }
         self.combine(dev, real)
     }
 
     /// The number of the file with this birth time, a new one if it was not seen before.
-    fn number_among(&self, sharing: &mut Sharing, btime: Timestamp) -> NodeId {
+    fn number_among(&self, sharing: &mut Sharing, file: (u64, u64), btime: Timestamp) -> NodeId {
         if let Some((_, node)) = sharing.iter().find(|(b, _)| *b == btime) {
             return *node;
         }
-        let node = self.fresh();
+        let node = self.by_birth(file, btime);
         sharing.truncate(SHARING - 1);
         sharing.push((btime, node));
         node
+    }
+
+    /// A number that the next mount gives the file too.
+    fn by_birth(&self, (dev, real): (u64, u64), btime: Timestamp) -> NodeId {
+        if btime == Timestamp::default() {
+            return self.fresh();
+        }
+        let fs = self.filesystems.iter().find(|f| f.dev == dev);
+        let mut hasher = rustc_hash::FxHasher::default();
+        (fs.map_or(dev, |f| f.id), real, btime).hash(&mut hasher);
+        NodeId(BY_BIRTH << FS_SHIFT | hasher.finish() >> (64 - FS_SHIFT))
     }
 
     /// The number for a listing, where only the real number is known; `None` = that does not tell.
@@ -146,7 +160,7 @@ impl InoMap {
     fn combine(&self, dev: u64, real: u64) -> NodeId {
         let index = self.filesystems.iter().position(|f| f.dev == dev);
         match index {
-            Some(fs) if (fs as u64) < DYNAMIC && real > 1 && real >> FS_SHIFT == 0 => {
+            Some(fs) if (fs as u64) < BY_BIRTH && real > 1 && real >> FS_SHIFT == 0 => {
                 NodeId((fs as u64) << FS_SHIFT | real)
             }
             _ => *self
@@ -176,7 +190,9 @@ impl InoMap {
     pub fn node_of(&self, source: &Source) -> Option<NodeId> {
         let dev = self.filesystems.iter().find(|f| f.id == source.fs)?.dev;
         Some(match self.originals.entry((dev, source.ino)) {
-            Entry::Occupied(mut slot) => self.number_among(slot.get_mut(), source.btime),
+            Entry::Occupied(mut slot) => {
+                self.number_among(slot.get_mut(), (dev, source.ino), source.btime)
+            }
             Entry::Vacant(slot) => {
                 let node = self.combine(dev, source.ino);
                 slot.insert(smallvec![(source.btime, node)]);
@@ -184,6 +200,25 @@ impl InoMap {
                 node
             }
         })
+    }
+
+    /// The file that `source` names keeps this number, wherever its data goes: a later file with
+    /// its inode number is another one.
+    pub fn note_original(&self, source: &Source, node: NodeId) {
+        let Some(fs) = self.filesystems.iter().find(|f| f.id == source.fs) else {
+            return;
+        };
+        let mut sharing = match self.originals.entry((fs.dev, source.ino)) {
+            Entry::Occupied(slot) => slot.into_ref(),
+            Entry::Vacant(slot) => {
+                self.original_count.fetch_add(1, Ordering::Relaxed);
+                slot.insert(SmallVec::new())
+            }
+        };
+        if sharing.iter().all(|(btime, _)| *btime != source.btime) {
+            sharing.truncate(SHARING - 1);
+            sharing.push((source.btime, node));
+        }
     }
 
     /// A number that no real file has.
@@ -283,7 +318,7 @@ mod tests {
         assert_eq!(map.node_of(&source(1)), Some(NodeId(1 << 56 | 5)));
         assert_eq!(map.own_number(20, 5, time(1)), NodeId(1 << 56 | 5));
         let other = map.own_number(20, 5, time(9));
-        assert!(is_dynamic(other));
+        assert!(other.0 >> FS_SHIFT == BY_BIRTH && !is_dynamic(other));
         assert_eq!(map.node_of(&source(9)), Some(other));
         assert_eq!(map.number_in_listing(20, 5), None);
         assert_eq!(map.node_of(&Source { fs: 8, ..source(1) }), None);

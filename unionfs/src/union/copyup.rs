@@ -59,17 +59,18 @@ impl Drop for Running<'_> {
 }
 
 /// A finished copy that has no name yet. Dropping it removes it.
-struct Copy<'a> {
-    store: &'a Store,
-    temp: Name,
-    stat: RealStat,
+pub(super) struct Copy<'a> {
+    pub(super) store: &'a Store,
+    pub(super) temp: Name,
+    pub(super) stat: RealStat,
     /// The data, for regular files.
-    file: Option<Arc<OwnedFd>>,
-    published: bool,
+    pub(super) file: Option<Arc<OwnedFd>>,
+    /// It has its name.
+    pub(super) published: bool,
 }
 
 impl Copy<'_> {
-    fn loc(&self) -> Loc {
+    pub(super) fn loc(&self) -> Loc {
         Loc::at(self.store.tmp().clone(), &self.temp)
     }
 }
@@ -154,7 +155,7 @@ impl Union {
     }
 
     /// Builds the copy in the store, complete with attributes, and makes its data durable.
-    fn build_copy<'a>(
+    pub(super) fn build_copy<'a>(
         &self,
         store: &'a Store,
         target: &Branch,
@@ -289,7 +290,13 @@ impl Union {
     }
 
     /// The node is on the target branch from now on.
-    fn moved_to(&self, node: &Arc<Node>, target: &Arc<Branch>, copy: &Copy<'_>, place: Place) {
+    pub(super) fn moved_to(
+        &self,
+        node: &Arc<Node>,
+        target: &Arc<Branch>,
+        copy: &Copy<'_>,
+        place: Place,
+    ) {
         let (old, _) = node.inode();
         node.update_home(|h| (h.branch, h.real, h.place) = (target.id, copy.stat.ino, place));
         self.data_fds.remove((node.id, old));
@@ -299,7 +306,7 @@ impl Union {
     }
 
     /// The copy has the number of `lower`, from now on and in later mounts.
-    fn remember_origin(
+    pub(super) fn remember_origin(
         &self,
         node: &Node,
         target: &Branch,
@@ -429,12 +436,12 @@ impl Union {
         Ok(())
     }
 
-    fn is_above(&self, a: BranchId, b: BranchId) -> bool {
+    pub(super) fn is_above(&self, a: BranchId, b: BranchId) -> bool {
         let stack = self.stack();
         stack.position(a) < stack.position(b)
     }
 
-    fn add_layer(&self, node: &Arc<Node>, branch: BranchId, real: u64, is_top: bool) {
+    pub(super) fn add_layer(&self, node: &Arc<Node>, branch: BranchId, real: u64, is_top: bool) {
         let mut layers: SmallVec<[_; 2]> = (*node.layers()).clone();
         let at = layers
             .iter()
@@ -455,7 +462,7 @@ impl Union {
         }
     }
 
-    fn index_new_layer(
+    pub(super) fn index_new_layer(
         &self,
         parent: &Arc<Node>,
         ns: &mut crate::node::Namespace,
@@ -483,7 +490,7 @@ impl Union {
 }
 
 /// A rename that replaces nothing, where the filesystem can do that.
-fn rename_new(from: &OwnedFd, old: &[u8], to: &OwnedFd, new: &[u8]) -> Result<()> {
+pub(super) fn rename_new(from: &OwnedFd, old: &[u8], to: &OwnedFd, new: &[u8]) -> Result<()> {
     match rustix::fs::renameat_with(from, old, to, new, rustix::fs::RenameFlags::NOREPLACE) {
         // A filesystem that cannot promise it: something put there in this very moment is lost.
         Err(Errno::INVAL | Errno::NOSYS) => match stat_at(to, new) {

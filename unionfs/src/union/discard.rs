@@ -102,7 +102,7 @@ impl Drop for Trash {
 }
 
 /// Removes a directory of the trash with what is in it.
-fn empty(branch: &Branch, temp: &[u8]) {
+pub(super) fn empty(branch: &Branch, temp: &[u8]) {
     let Some(store) = &branch.store else { return };
     let emptied = open_subdir(store.trash(), temp)
         .and_then(|dir| {

@@ -15,6 +15,7 @@ mod links;
 mod list;
 mod live;
 mod lookup;
+pub mod merge;
 mod metadata;
 mod moves;
 mod names;
@@ -68,6 +69,7 @@ pub struct Union {
     copyups: CopyUps,
     trash: Trash,
     placement: Placement,
+    moving: merge::Moving,
     /// Lock order 1: held over renames between two directories, so that the order of the two
     /// directory locks (ancestor first) cannot change while it is determined.
     rename_lock: Mutex<()>,

@@ -374,7 +374,7 @@ fn is_null_device(listing: &OwnedFd, name: &[u8]) -> Result<bool> {
 }
 
 /// Calls `f` with every entry but `.` and `..`: name, type where the filesystem tells, number.
-fn for_each_entry(
+pub(super) fn for_each_entry(
     listing: &OwnedFd,
     mut f: impl FnMut(&[u8], Option<Kind>, u64) -> Result<()>,
 ) -> Result<()> {

@@ -35,6 +35,15 @@ impl OpenTable {
         self.files.remove(&node);
     }
 
+    /// The data of a node is elsewhere now.
+    pub(super) fn moved(&self, node: NodeId, branch: BranchId, data: &Arc<OwnedFd>) {
+        if let Some(mut file) = self.files.get_mut(&node)
+            && file.pinned.is_some()
+        {
+            file.pinned = Some((branch, data.clone()));
+        }
+    }
+
     fn pinned(&self, node: NodeId, branch: BranchId) -> Option<Arc<OwnedFd>> {
         let file = self.files.get(&node)?;
         file.pinned

@@ -94,6 +94,23 @@ impl Redirects {
         (found.btime == stat.btime).then(|| found.path.clone())
     }
 
+    /// Is nothing redirected?
+    pub(super) fn is_empty(&self) -> bool {
+        self.count.load(Ordering::Relaxed) == 0
+    }
+
+    /// Does a redirect lead to this path, above it or below it?
+    pub(super) fn leads_near(&self, path: &[u8]) -> bool {
+        let within = |inner: &[u8], outer: &[u8]| {
+            inner
+                .strip_prefix(outer)
+                .is_some_and(|rest| rest.is_empty() || outer.is_empty() || rest[0] == b'/')
+        };
+        self.by_inode
+            .iter()
+            .any(|r| within(path, &r.path) || within(&r.path, path))
+    }
+
     fn remove(&self, branch: BranchId, real: u64) -> bool {
         let gone = self.by_inode.remove(&(branch, real)).is_some();
         if gone {

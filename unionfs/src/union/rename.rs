@@ -132,7 +132,7 @@ impl Union {
 
     /// The node of a name, and what the name is now: what was found before a directory was copied
     /// up would take that copy from the node again.
-    fn hold(&self, at: At<'_>) -> Result<(Held<'_>, Present)> {
+    pub(super) fn hold(&self, at: At<'_>) -> Result<(Held<'_>, Present)> {
         let ns = self.ns_read(at.dir, Need::Names)?;
         let Found::Present(found) = self.resolve(at.dir, &ns, at.name)? else {
             return Err(Errno::NOENT);

@@ -21,7 +21,6 @@ use crate::sys::{Name, creds};
 use crate::types::{Kind, NodeId};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use std::cmp::Reverse;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -67,6 +66,7 @@ impl Union {
             copyups: CopyUps::default(),
             trash: Trash::default(),
             placement: Placement::default(),
+            moving: Default::default(),
             rename_lock: Mutex::new(()),
             next_generation: AtomicU64::new(1),
             hidden: Vec::new(),
@@ -151,12 +151,12 @@ fn descriptor_budget() -> usize {
 }
 
 /// Gives every recorded source its number, in an order that does not change from mount to mount: of
-/// two with one inode number the younger keeps it.
+/// two with one inode number the older keeps it.
 fn number_sources(opened: &[(Arc<Branch>, Recovered)], inos: &InoMap) {
     let origins = opened.iter().flat_map(|(_, r)| r.origins.values());
     let links = opened.iter().flat_map(|(_, r)| r.links.keys());
     let mut sources: Vec<Source> = origins.map(|o| o.source).chain(links.copied()).collect();
-    sources.sort_unstable_by_key(|s| (s.fs, s.ino, Reverse(s.btime)));
+    sources.sort_unstable();
     for source in &sources {
         inos.node_of(source);
     }

@@ -1,0 +1,275 @@
+//! Moving one file.
+
+use super::raw::{Times, drop_whiteout, writing};
+use super::{Outcome, Reason, Way};
+use crate::branch::Branch;
+use crate::branch::log::Origin;
+use crate::errno::{Errno, Result};
+use crate::node::index::Found;
+use crate::node::{Namespace, Node, Place, Present};
+use crate::sys::stat::stat_at;
+use crate::sys::{Name, RealStat};
+use crate::types::{Kind, Timestamp};
+use crate::union::Union;
+use crate::union::copyup::Copy;
+use crate::union::rename::At;
+use rustix::fd::OwnedFd;
+use rustix::fs::AtFlags;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// Copies made while the file may still be changed, before one for which changes wait.
+const FREE_COPIES: usize = 2;
+
+/// Up to this size a file is copied at once while changes wait.
+const SMALL: u64 = 1 << 20;
+
+/// Kernels before 6.13 note changes by a clock that ticks: two within this time may look like one.
+const TICK: Duration = Duration::from_millis(20);
+
+impl Union {
+    /// Moves a non-directory whose directory is on the lower branch.
+    pub(super) fn move_file(&self, way: &Way, parent: &Arc<Node>, name: &[u8]) -> Result<Outcome> {
+        let held = match self.hold(At { dir: parent, name }) {
+            Ok((held, _)) => held,
+            Err(Errno::NOENT) => return Ok(Outcome::Gone),
+            Err(err) => return Err(err),
+        };
+        let node = held.node()?;
+        if let Some(outcome) = self.check_file(way, parent, name, node)? {
+            return Ok(outcome);
+        }
+        let store = way.to.store.as_ref().ok_or(Errno::ROFS)?;
+        let place = || self.with_place(node, |b, loc| Ok((b.id, loc.stat()?, loc.clone())));
+        for _ in 0..FREE_COPIES {
+            let (branch, stat, loc) = place()?;
+            if branch != way.from.id || stat.size <= SMALL {
+                break;
+            }
+            let settled = is_older(stat.ctime, TICK);
+            let mut copy = self.build_copy(store, &way.to, &way.from, &loc, &stat, None)?;
+            let _nobody_changes = node.change.write();
+            if settled && same_file(&stat, &place()?.1) {
+                return self.switch(way, parent, name, node, &stat, &mut copy);
+            }
+        }
+        let _nobody_changes = node.change.write();
+        let (branch, stat, loc) = place()?;
+        if branch != way.from.id {
+            return Ok(Outcome::Left(Reason::Changed));
+        }
+        let mut copy = self.build_copy(store, &way.to, &way.from, &loc, &stat, None)?;
+        self.switch(way, parent, name, node, &stat, &mut copy)
+    }
+
+    /// Before anything is copied: `Some` = it is not to be.
+    fn check_file(
+        &self,
+        way: &Way,
+        parent: &Arc<Node>,
+        name: &[u8],
+        node: &Arc<Node>,
+    ) -> Result<Option<Outcome>> {
+        let _gate = node.change.read();
+        let ns = self.ns_read(parent, crate::union::namespace::Need::Names)?;
+        let found = self.resolve(parent, &ns, name)?;
+        let stat = match self.judge(way, parent, name, node, &found)? {
+            Ok(stat) => stat,
+            Err(outcome) => return Ok(Some(outcome)),
+        };
+        if way.options.dry_run {
+            return Ok(Some(Outcome::Moved(stat.size)));
+        }
+        Ok(None)
+    }
+
+    /// May the file be moved? The names of its directory are locked. Its stat, or what stands
+    /// against it.
+    fn judge(
+        &self,
+        way: &Way,
+        parent: &Arc<Node>,
+        name: &[u8],
+        node: &Arc<Node>,
+        found: &Found,
+    ) -> Result<std::result::Result<RealStat, Outcome>> {
+        let left = |reason| Ok(Err(Outcome::Left(reason)));
+        let Found::Present(found) = found else {
+            return Ok(Err(Outcome::Gone));
+        };
+        if found.top != way.from.id {
+            let lies_below = !self.is_above(found.top, way.from.id);
+            return if lies_below {
+                Ok(Err(Outcome::Gone))
+            } else {
+                left(Reason::Upper)
+            };
+        }
+        if found.kind == Kind::Dir {
+            return left(Reason::Changed);
+        }
+        let stat = stat_at(self.dir_fd_on(parent, way.from.id)?, name)?;
+        let several = stat.nlink > 1 && stat.kind() != Kind::Dir;
+        if several || self.links.plink(node.id).is_some() || self.links.delta(node.id) != 0 {
+            return left(Reason::HardLinked);
+        }
+        if node.inode() != (way.from.id, stat.ino) {
+            return left(Reason::Changed);
+        }
+        if let Some(reason) = self.in_the_way(way, parent, name)? {
+            return left(reason);
+        }
+        if self.is_busy(node.id) {
+            return left(Reason::Busy);
+        }
+        if !way.overwrite
+            && let Some(layer) = parent.layer_on(way.to.id)
+            && stat_at(self.dir_fd(parent, &layer)?, name).is_ok_and(|s| !s.is_null_device())
+        {
+            return left(Reason::Exists);
+        }
+        Ok(Ok(stat))
+    }
+
+    /// Puts the copy in place below and takes the upper file away. `stat` is of what was copied;
+    /// changes of the file wait.
+    fn switch(
+        &self,
+        way: &Way,
+        parent: &Arc<Node>,
+        name: &[u8],
+        node: &Arc<Node>,
+        stat: &RealStat,
+        copy: &mut Copy<'_>,
+    ) -> Result<Outcome> {
+        // Asked before the names are locked: who answers may wait for names itself.
+        if self.is_busy(node.id) {
+            return Ok(Outcome::Left(Reason::Busy));
+        }
+        let mut ns = self.ns_write(parent)?;
+        let found = self.resolve(parent, &ns, name)?;
+        let now = match self.judge(way, parent, name, node, &found)? {
+            Ok(now) => now,
+            Err(outcome) => return Ok(outcome),
+        };
+        if !same_file(stat, &now) {
+            return Ok(Outcome::Left(Reason::Changed));
+        }
+        let (upper, lower) = (
+            self.dir_fd_on(parent, way.from.id)?,
+            self.dir_fd_on(parent, way.to.id)?,
+        );
+        let times = (Times::of(&upper)?, Times::of(&lower)?);
+        if way.keep_upper {
+            self.place_below(way, parent, &lower, name, copy)?;
+            drop_whiteout_beside(&way.to, &lower, name)?;
+            return Ok(Outcome::Moved(stat.size));
+        }
+        let origin = self.remember_origin(node, &way.to, copy, stat)?;
+        if let Err(err) = self.place_below(way, parent, &lower, name, copy) {
+            self.inos.forget_real(way.to.dev, copy.stat.ino);
+            return Err(err);
+        }
+        self.settle(way, &lower)?;
+        drop_whiteout_beside(&way.to, &lower, name)?;
+        drop_whiteout_beside(&way.from, &upper, name)?;
+        writing(&upper, || {
+            rustix::fs::unlinkat(&upper, name, AtFlags::empty())
+        })?;
+        drop(times);
+        self.switched(way, parent, &mut ns, name, node, stat, copy, origin)?;
+        Ok(Outcome::Moved(stat.size))
+    }
+
+    /// Gives the finished copy its name below, in place of what the upper file hides there.
+    fn place_below(
+        &self,
+        way: &Way,
+        parent: &Arc<Node>,
+        lower: &Arc<OwnedFd>,
+        name: &[u8],
+        copy: &mut Copy<'_>,
+    ) -> Result<()> {
+        let old = match stat_at(lower, name) {
+            Ok(old) if old.kind() == Kind::Dir => {
+                self.clear_below(way, parent, lower, name)?;
+                None
+            }
+            Ok(old) if old.is_null_device() && way.to.device_hides(name) => None,
+            Ok(old) => Some(old),
+            Err(Errno::NOENT) => None,
+            Err(err) => return Err(err),
+        };
+        let replaced = match &old {
+            Some(old) => self.before_replacing(way, parent, name, old)?,
+            None => None,
+        };
+        let temp = (copy.store.tmp(), &copy.temp);
+        writing(lower, || {
+            rustix::fs::renameat(temp.0, &**temp.1, lower, name)
+        })?;
+        copy.published = true;
+        if let Some(old) = &old {
+            self.after_replacing(way, replaced, old);
+        }
+        Ok(())
+    }
+
+    /// The node is below from now on.
+    #[allow(clippy::too_many_arguments)]
+    fn switched(
+        &self,
+        way: &Way,
+        parent: &Arc<Node>,
+        ns: &mut Namespace,
+        name: &[u8],
+        node: &Arc<Node>,
+        stat: &RealStat,
+        copy: &Copy<'_>,
+        origin: Origin,
+    ) -> Result<()> {
+        self.moved_to(node, &way.to, copy, Place::Named);
+        node.update_home(|h| {
+            (h.parent, h.name, h.linked) = (Some(parent.clone()), Name::from_slice(name), true);
+        });
+        if let Some(file) = &copy.file {
+            self.opens.moved(node.id, way.to.id, file);
+        }
+        // A later file that gets the inode number of the old one is another file.
+        self.inos.note_original(&origin.source, node.id);
+        if self.inos.drop_origin(stat.dev, stat.ino, stat.btime) {
+            self.record_gone(&way.from, stat.ino);
+        }
+        let below = self.visible_below(parent, way.to.id, name)?;
+        if let Some(index) = &mut ns.index {
+            let real = copy.stat.ino;
+            index.set(name, &Present::single(way.to.id, node.kind, real, below));
+        }
+        self.restamp(parent, ns, way.from.id);
+        self.restamp(parent, ns, way.to.id);
+        Ok(())
+    }
+}
+
+/// A whiteout beside an entry hides only what is below: on the lower branch it has become useless,
+/// on the upper one it would hide the file that was moved.
+fn drop_whiteout_beside(branch: &Branch, dir: &Arc<OwnedFd>, name: &[u8]) -> Result<()> {
+    if branch.whiteout_is_separate(name) && branch.has_whiteout(dir, name)? {
+        return drop_whiteout(branch, dir, name);
+    }
+    Ok(())
+}
+
+/// Is it the same file with the same data and attributes, as far as stat tells?
+fn same_file(a: &RealStat, b: &RealStat) -> bool {
+    (a.dev, a.ino, a.size, a.mtime, a.ctime) == (b.dev, b.ino, b.size, b.mtime, b.ctime)
+}
+
+/// Is a time at least this long ago?
+fn is_older(time: Timestamp, by: Duration) -> bool {
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let then = u64::try_from(time.sec).map_or(Duration::ZERO, |s| Duration::new(s, time.nsec));
+    now.checked_sub(by).is_some_and(|limit| then < limit)
+}

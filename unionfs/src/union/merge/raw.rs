@@ -1,0 +1,261 @@
+//! What lies on one branch, whatever the union shows of it; and what stands between two branches.
+
+use super::{Reason, Way};
+use crate::branch::Branch;
+use crate::errno::{Errno, Result};
+use crate::node::{Node, Place};
+use crate::sys::stat::{stat_at, stat_fd};
+use crate::sys::{Name, RealStat, Unlocked};
+use crate::types::{Kind, SetTime};
+use crate::union::Union;
+use crate::union::names::{Leaving, unname};
+use crate::union::namespace::for_each_entry;
+use crate::whiteout::{NameClass, classify, whiteout_name};
+use rustix::fd::OwnedFd;
+use rustix::fs::{AtFlags, Mode, OFlags, openat};
+use std::sync::Arc;
+
+/// What a directory of the upper branch holds.
+#[derive(Default)]
+pub(super) struct Raw {
+    pub(super) entries: Vec<Name>,
+    pub(super) whiteouts: Vec<Name>,
+    /// Names that belong to nobody we know: leftovers of others.
+    pub(super) strangers: bool,
+}
+
+impl Union {
+    /// Lists a directory of one branch.
+    pub(super) fn list_raw(&self, branch: &Branch, dir: &OwnedFd) -> Result<Raw> {
+        let _unlocked = Unlocked::of_user(dir);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let listing = openat(dir, c".", flags, Mode::empty())?;
+        let mut held = Raw::default();
+        for_each_entry(&listing, |name, kind, real| {
+            match classify(name) {
+                NameClass::Whiteout(hidden) => held.whiteouts.push(Name::from_slice(hidden)),
+                NameClass::Opaque => {}
+                NameClass::Reserved => held.strangers = true,
+                NameClass::Plain => {
+                    let may_hide = kind.is_none_or(|k| k == Kind::Char);
+                    let hides = may_hide
+                        && branch.device_hides(name)
+                        && stat_at(dir, name).is_ok_and(|s| s.is_null_device());
+                    if hides {
+                        held.whiteouts.push(Name::from_slice(name));
+                    } else if !self.hidden.contains(&(branch.dev, real)) {
+                        held.entries.push(Name::from_slice(name));
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        held.entries.sort_unstable();
+        held.whiteouts.sort_unstable();
+        Ok(held)
+    }
+
+    /// Would `name`, put into `dir` on the lower branch, be hidden by a branch between the two (or
+    /// show up in a renamed directory as well)? The names of the directory are locked.
+    pub(super) fn in_the_way(
+        &self,
+        way: &Way,
+        dir: &Arc<Node>,
+        name: &[u8],
+    ) -> Result<Option<Reason>> {
+        if let Some(reason) = self.entry_between(way, dir, name)? {
+            return Ok(Some(reason));
+        }
+        let stack = self.stack();
+        let (top, bottom) = (stack.position(way.from.id), stack.position(way.to.id));
+        for layer in dir.layers().iter().filter(|l| !l.sealed) {
+            let at = stack.position(layer.branch);
+            if at <= top || at >= bottom {
+                continue;
+            }
+            let branch = self.branch(layer.branch)?;
+            let fd = self.dir_fd(dir, layer)?;
+            if branch.honours_whiteouts() && branch.has_whiteout(&fd, name)? {
+                return Ok(Some(Reason::Whiteout));
+            }
+        }
+        if dir.layer_on(way.to.id).is_some() && self.is_redirect_target(way, dir, name)? {
+            return Ok(Some(Reason::Redirected));
+        }
+        Ok(None)
+    }
+
+    /// Does a branch between the two hold `name` itself?
+    pub(super) fn entry_between(
+        &self,
+        way: &Way,
+        dir: &Arc<Node>,
+        name: &[u8],
+    ) -> Result<Option<Reason>> {
+        let stack = self.stack();
+        let (top, bottom) = (stack.position(way.from.id), stack.position(way.to.id));
+        for layer in dir.layers().iter().filter(|l| !l.sealed) {
+            let at = stack.position(layer.branch);
+            if at <= top || at >= bottom {
+                continue;
+            }
+            match stat_at(self.dir_fd(dir, layer)?, name) {
+                Ok(_) => return Ok(Some(Reason::Upper)),
+                Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
+                Err(err) => return Err(err),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Has a renamed directory its lower parts here, or here and below?
+    pub(super) fn is_redirect_target(
+        &self,
+        way: &Way,
+        dir: &Arc<Node>,
+        name: &[u8],
+    ) -> Result<bool> {
+        if self.redirects.is_empty() {
+            return Ok(false);
+        }
+        let mut path = self.layer_path(dir, way.to.id)?;
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name);
+        Ok(self.redirects.leads_near(&path))
+    }
+
+    /// Takes what lies under `name` on the lower branch away: it is hidden by the upper branch. The
+    /// names of the directory are locked.
+    pub(super) fn clear_below(
+        &self,
+        way: &Way,
+        dir: &Arc<Node>,
+        fd: &Arc<OwnedFd>,
+        name: &[u8],
+    ) -> Result<()> {
+        let stat = match stat_at(fd, name) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(()),
+            Err(err) => return Err(err),
+        };
+        if stat.kind() != Kind::Dir {
+            let replaced = self.before_replacing(way, dir, name, &stat)?;
+            writing(fd, || rustix::fs::unlinkat(fd, name, AtFlags::empty()))?;
+            self.after_replacing(way, replaced, &stat);
+            return Ok(());
+        }
+        let store = way.to.store.as_ref().ok_or(Errno::ROFS)?;
+        let temp = store.temp_name();
+        writing(fd, || {
+            // A directory that moves needs write permission itself.
+            let _unlocked = crate::sys::loc::open_subdir(fd, name)
+                .ok()
+                .and_then(|own| Unlocked::of_user(&own));
+            rustix::fs::renameat(fd, name, store.trash(), &*temp)
+        })?;
+        way.trash.lock().push(temp);
+        self.drop_redirect(&way.to, stat.ino);
+        if self.inos.drop_origin(stat.dev, stat.ino, stat.btime) {
+            self.record_gone(&way.to, stat.ino);
+        }
+        Ok(())
+    }
+
+    /// The hidden file under `name` on the lower branch is about to go: whoever has it by another
+    /// name keeps it.
+    pub(super) fn before_replacing(
+        &self,
+        way: &Way,
+        dir: &Arc<Node>,
+        name: &[u8],
+        stat: &RealStat,
+    ) -> Result<Option<(Arc<Node>, Leaving)>> {
+        let node = self.nodes.get(self.inos.number(stat));
+        // A copy has the number of what it is a copy of.
+        let Some(node) = node.filter(|n| n.inode() == (way.to.id, stat.ino)) else {
+            return Ok(None);
+        };
+        if matches!(node.home().place, Place::Pinned(_)) {
+            return Ok(None);
+        }
+        let leaving = self.before_removal(Some(&node), (dir, name), &[dir.id])?;
+        Ok(Some((node, leaving)))
+    }
+
+    /// It is gone.
+    pub(super) fn after_replacing(
+        &self,
+        way: &Way,
+        replaced: Option<(Arc<Node>, Leaving)>,
+        stat: &RealStat,
+    ) {
+        let node = replaced.map(|(node, leaving)| {
+            unname(&node, leaving);
+            node
+        });
+        self.count_removal(node.as_ref(), &way.to, stat, true);
+    }
+
+    /// What was done to a directory of a branch reaches the disk before the other branch is changed.
+    pub(super) fn settle(&self, way: &Way, dir: &Arc<OwnedFd>) -> Result<()> {
+        if self.options().volatile {
+            return Ok(());
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        if way.from.dev == way.to.dev {
+            // One journal: what is done later is not durable earlier.
+            return Ok(());
+        }
+        rustix::fs::fsync(openat(dir, c".", flags, Mode::empty())?)
+    }
+}
+
+/// Removes the whiteout of `name`, in whichever form it is; `name` itself is not there.
+pub(super) fn drop_whiteout(branch: &Branch, dir: &Arc<OwnedFd>, name: &[u8]) -> Result<()> {
+    writing(dir, || {
+        if whiteout_name(name).is_some() {
+            branch.remove_whiteout(dir, name)?;
+        }
+        if branch.device_hides(name) && stat_at(dir, name).is_ok_and(|s| s.is_null_device()) {
+            rustix::fs::unlinkat(dir, name, AtFlags::empty())?;
+        }
+        Ok(())
+    })
+}
+
+/// Runs `f`, which changes names in `dir`, also where the directory is write-protected.
+pub(super) fn writing<T>(dir: &Arc<OwnedFd>, f: impl Fn() -> Result<T>) -> Result<T> {
+    match f() {
+        Err(Errno::ACCESS) => {}
+        other => return other,
+    }
+    let _unlocked = Unlocked::directory(dir.clone())?;
+    f()
+}
+
+/// Times of a directory, which a move leaves as they are.
+pub(super) struct Times {
+    dir: Arc<OwnedFd>,
+    stat: RealStat,
+}
+
+impl Times {
+    pub(super) fn of(dir: &Arc<OwnedFd>) -> Result<Self> {
+        Ok(Self {
+            dir: dir.clone(),
+            stat: stat_fd(dir)?,
+        })
+    }
+}
+
+impl Drop for Times {
+    fn drop(&mut self) {
+        let loc = crate::sys::Loc::dir(self.dir.clone());
+        let at = |time| Some(SetTime::At(time));
+        if let Err(err) = loc.set_times(at(self.stat.atime), at(self.stat.mtime)) {
+            log::debug!("times of a directory that something was moved from or to: {err}");
+        }
+    }
+}
