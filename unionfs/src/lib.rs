@@ -22,6 +22,7 @@ pub mod errno;
 pub mod fsck;
 pub mod fuse;
 pub mod ino;
+pub mod merging;
 pub mod node;
 pub mod policy;
 pub mod setup;

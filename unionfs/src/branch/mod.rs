@@ -3,7 +3,7 @@
 //! Knows one branch and nothing of the others. All access is by a directory descriptor and one
 //! component; the path is kept only to be shown.
 
-mod books;
+pub mod books;
 pub mod detect;
 pub mod dirren;
 pub mod log;

@@ -3,6 +3,7 @@
 //! ```text
 //! .wh..wh.uaufs/        0700, in the branch root (workdir/uaufs/ in the overlay format)
 //!   format              "uaufs 2\n" and the branch's dialect
+//!   stack               the branches of the last mount, for merging while nothing is mounted
 //!   lock                flock'ed by the one daemon that may write
 //!   log                 origins of copied-up files and link counts, appended
 //!   links/              one file per pseudo-link: what it is a copy of
@@ -40,6 +41,7 @@ pub struct Store {
     tmp: Arc<OwnedFd>,
     trash: Arc<OwnedFd>,
     plinks: Arc<OwnedFd>,
+    home: OwnedFd,
     redirects: OwnedFd,
     links: OwnedFd,
     base_dir: OwnedFd,
@@ -130,6 +132,7 @@ impl Store {
             tmp: Arc::new(tmp),
             trash: Arc::new(trash),
             plinks: Arc::new(plinks),
+            home: dir,
             redirects,
             links,
             base_dir,
@@ -221,6 +224,18 @@ impl Store {
             rustix::fs::fdatasync(&file)?;
         }
         rustix::fs::renameat(&self.tmp, &*temp, dir, name)
+    }
+
+    /// Notes the branches of the mount: path and permission, topmost first.
+    pub fn note_stack<'a>(&self, all: impl Iterator<Item = (&'a [u8], String)>) -> Result<()> {
+        let mut raw = Vec::new();
+        for (path, perm) in all {
+            raw.extend_from_slice(path);
+            raw.push(0);
+            raw.extend_from_slice(perm.as_bytes());
+            raw.push(0);
+        }
+        self.write_record(&self.home, b"stack", &raw, false)
     }
 
     /// Makes the log durable.

@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::commands::{ctl, diff, fsck, umount};
+use crate::commands::{ctl, diff, fsck, merge, mvdown, plink, umount};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use unionfs::spec::table;
@@ -38,6 +38,12 @@ pub enum Command {
     Ctl(ctl::CtlArgs),
     /// Check branches that are not in use, and repair them
     Fsck(fsck::FsckArgs),
+    /// Move everything from one writable branch to another below it
+    Merge(merge::MergeArgs),
+    /// Move files of a mount to a writable branch below
+    Mvdown(mvdown::MvdownArgs),
+    /// List the pseudo-links of a mount, or make hard links of them
+    Plink(plink::PlinkArgs),
     /// Unmount a union
     Umount(umount::UmountArgs),
 }

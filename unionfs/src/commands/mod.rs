@@ -3,4 +3,7 @@
 pub mod ctl;
 pub mod diff;
 pub mod fsck;
+pub mod merge;
+pub mod mvdown;
+pub mod plink;
 pub mod umount;

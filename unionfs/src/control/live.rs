@@ -1,5 +1,6 @@
 //! Carrying out the requests of the control socket on one mount.
 
+use super::moving;
 use super::protocol::{Failure, Outcome, Request};
 use super::server::Handler;
 use crate::errno::Errno;
@@ -44,8 +45,8 @@ impl Handler for Live {
     fn handle(
         &self,
         request: Request,
-        _attached: Vec<OwnedFd>,
-        _progress: &mut dyn FnMut(&str),
+        attached: Vec<OwnedFd>,
+        progress: &mut dyn FnMut(&str) -> bool,
     ) -> Outcome {
         let _one = self.changing.lock();
         match request {
@@ -56,6 +57,11 @@ impl Handler for Live {
                 }
                 Ok(json!({ "warnings": parsed.warnings }))
             }
+            Request::Merge(how) => moving::merge(&self.union, &how, &attached, progress),
+            Request::MoveDown(which) => moving::move_down(&self.union, &which, &attached),
+            Request::Plinks => Ok(moving::plinks(&self.union)),
+            Request::PlinkUp { parent, name } => moving::plink_up(&self.union, parent, &name),
+            Request::PlinkDrop { ino } => moving::plink_drop(&self.union, ino),
         }
     }
 }

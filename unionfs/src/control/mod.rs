@@ -8,6 +8,7 @@
 pub mod ask;
 pub mod client;
 pub mod live;
+pub mod moving;
 pub mod place;
 pub mod protocol;
 pub mod query;

@@ -28,6 +28,55 @@ pub enum Request {
         #[serde(default)]
         force: bool,
     },
+    /// Everything on one writable branch goes to another one below it. Both directories are
+    /// attached. Progress: a [`super::moving::StepLine`] for each entry; result: a
+    /// [`super::moving::Total`].
+    Merge(MergeHow),
+    /// One file goes to a writable branch below. Directories of the branches that are named are
+    /// attached, the upper one first.
+    MoveDown(MoveWhich),
+    /// Which files are pseudo-linked? Result: a list of numbers.
+    Plinks,
+    /// A name of a pseudo-linked file becomes a hard link on the branch of its data.
+    PlinkUp {
+        /// Number of the directory.
+        parent: u64,
+        /// Name in it.
+        name: OsText,
+    },
+    /// All names of a file are hard links: its pseudo-link is not needed any more.
+    PlinkDrop {
+        /// Number of the file.
+        ino: u64,
+    },
+}
+
+/// How a merge is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergeHow {
+    /// Whiteouts go down even where nothing below needs them.
+    pub keep_whiteouts: bool,
+    /// Only tell.
+    pub dry_run: bool,
+}
+
+/// Which file is moved, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveWhich {
+    /// Number of the directory, which the caller holds open.
+    pub parent: u64,
+    /// Name in it.
+    pub name: OsText,
+    /// A directory of the branch to move from is attached.
+    pub from: bool,
+    /// A directory of the branch to move to is attached.
+    pub to: bool,
+    /// Replace a file there.
+    pub overwrite: bool,
+    /// Leave the upper one.
+    pub keep_upper: bool,
+    /// Only tell.
+    pub dry_run: bool,
 }
 
 /// A packet of an answer.

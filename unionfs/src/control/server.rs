@@ -26,7 +26,8 @@ const PIECE: usize = 24 << 10;
 
 /// Carries out requests.
 pub trait Handler: Send + Sync + 'static {
-    /// Does what is asked. Long requests tell how far they are.
+    /// Does what is asked. Long requests tell how far they are; `progress` answers whether
+    /// the caller is still there.
     ///
     /// # Errors
     /// Why it was not done; nothing was changed then.
@@ -34,7 +35,7 @@ pub trait Handler: Send + Sync + 'static {
         &self,
         request: Request,
         attached: Vec<OwnedFd>,
-        progress: &mut dyn FnMut(&str),
+        progress: &mut dyn FnMut(&str) -> bool,
     ) -> Outcome;
 }
 
@@ -124,10 +125,8 @@ fn serve(connection: &OwnedFd, handler: &dyn Handler) -> Result<()> {
             }
             Err(errno) => return Err(errno),
         };
-        let mut tell = |text: &str| {
-            // A caller that went away does not stop what it has begun.
-            let _ = wire::send(connection, &Frame::Progress(text.to_owned()), &[]);
-        };
+        let mut tell =
+            |text: &str| wire::send(connection, &Frame::Progress(text.to_owned()), &[]).is_ok();
         let end = match handler.handle(request, attached, &mut tell) {
             Ok(result) => {
                 send_result(connection, &result)?;

@@ -35,7 +35,7 @@ pub(super) struct Adapter {
     pub(super) ioctl: Option<IoctlHook>,
     stats: Arc<Stats>,
     /// Kept in passthrough mounts only.
-    opens: LiveOpens<BackingId>,
+    opens: Arc<LiveOpens<BackingId>>,
     /// Held for writing while a file gets privileges, for reading while it is found to have none
     /// and opened. Taken before every other lock.
     privileges: RwLock<()>,
@@ -53,6 +53,9 @@ impl Adapter {
         config: &ServeConfig,
         settled: Arc<OnceLock<IoPlan>>,
     ) -> Self {
+        let opens = Arc::new(LiveOpens::default());
+        let asked = Arc::clone(&opens);
+        union.set_busy_check(move |node| asked.is_passed_through(node.0));
         Self {
             ids: IdMaps::new(&union.options()),
             union,
@@ -60,7 +63,7 @@ impl Adapter {
             settled,
             ioctl: config.ioctl.clone(),
             stats: Arc::clone(&config.stats),
-            opens: LiveOpens::default(),
+            opens,
             privileges: RwLock::new(()),
         }
     }
@@ -180,8 +183,10 @@ impl Adapter {
         let _no_change = self.privileges.read();
         let eligible = opened.passthrough && !self.holds_privileges(node);
         let writer = (flags & libc::O_ACCMODE != libc::O_RDONLY).then_some(caller.uid);
-        self.opens.open(node.0, eligible, writer, || {
-            register(&*self.union.passthrough_fd(node)?)
+        self.union.while_it_stays(node, || {
+            self.opens.open(node.0, eligible, writer, || {
+                register(&*self.union.passthrough_fd(node)?)
+            })
         })
     }
 

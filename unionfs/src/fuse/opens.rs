@@ -111,6 +111,12 @@ impl<B> LiveOpens<B> {
         })
     }
 
+    /// Does the kernel read and write this node by itself?
+    pub(super) fn is_passed_through(&self, node: u64) -> bool {
+        let nodes = self.nodes.lock();
+        nodes.get(&node).is_some_and(|live| live.backing.is_some())
+    }
+
     /// Counts a close of `node`.
     pub(super) fn close(&self, node: u64) {
         let mut nodes = self.nodes.lock();

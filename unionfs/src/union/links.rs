@@ -46,6 +46,10 @@ impl LinkTable {
         }
     }
 
+    pub(super) fn all_plinks(&self) -> Vec<NodeId> {
+        self.plinks.iter().map(|p| *p.key()).collect()
+    }
+
     pub(super) fn add_plink(&self, node: NodeId, plink: Plink) {
         if self.plinks.insert(node, plink).is_none() {
             self.used.fetch_add(1, Ordering::Relaxed);

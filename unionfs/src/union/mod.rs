@@ -23,6 +23,7 @@ mod namespace;
 mod on_open;
 mod open;
 mod placement;
+mod plinks;
 mod redirect;
 mod remove;
 mod rename;

@@ -257,7 +257,12 @@ impl Union {
     }
 
     /// Gives a copied-up file its name on the branch too, where only the lower branch has it.
-    fn materialise(&self, node: &Arc<Node>, at: At<'_>, branch: &Arc<Branch>) -> Result<()> {
+    pub(super) fn materialise(
+        &self,
+        node: &Arc<Node>,
+        at: At<'_>,
+        branch: &Arc<Branch>,
+    ) -> Result<()> {
         let mut ns = self.ns_write(at.dir)?;
         let Found::Present(found) = self.resolve(at.dir, &ns, at.name)? else {
             return Err(Errno::NOENT);

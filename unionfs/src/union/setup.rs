@@ -50,6 +50,7 @@ impl Union {
             recover(branch, recovered, &inos, &links);
             redirects.load(branch)?;
         }
+        note_stack(&branches);
         let budget = descriptor_budget();
         let root = Arc::new(root_node(&branches));
         Ok(Self {
@@ -139,6 +140,22 @@ pub(super) fn refuse_unsupported_options(o: &Options) -> Result<(), SetupError> 
         return refuse("timeout", "at most 2^30 seconds");
     }
     Ok(())
+}
+
+/// Each writable branch remembers what it was mounted with.
+fn note_stack(branches: &[Arc<Branch>]) {
+    use std::os::unix::ffi::OsStrExt;
+    for branch in branches {
+        let all = branches
+            .iter()
+            .map(|b| (b.path.as_os_str().as_bytes(), b.perm.to_string()));
+        if let Some(store) = &branch.store
+            && let Err(err) = store.note_stack(all)
+        {
+            let path = branch.path.display();
+            log::warn!("{path}: cannot note the branches of this mount: {err}");
+        }
+    }
 }
 
 /// How many directory (and as many data) descriptors may be cached: a quarter of the limit each,
