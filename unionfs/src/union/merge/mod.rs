@@ -102,7 +102,7 @@ impl Reason {
             Self::Upper => "another branch above the lower one holds this name",
             Self::Whiteout => "a whiteout on a branch between the two would hide it",
             Self::Opaque => "an opaque directory on a branch between the two would hide it",
-            Self::HardLinked => "has several names: move them all with `uaufs merge`",
+            Self::HardLinked => "has several names, which must stay one file: it is not moved",
             Self::Busy => "is open: close it and try again",
             Self::Redirected => "belongs to a renamed directory",
             Self::Mounted => "something is mounted there",
