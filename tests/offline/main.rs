@@ -1,10 +1,11 @@
-//! What is done with branches that no union uses: checking and repairing them.
+//! What is done with branches that no union uses: checking, repairing and converting them.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     reason = "a failed step is a failed test"
 )]
 
+mod convert;
 #[allow(dead_code, reason = "shared with other tests")]
 #[path = "../regressions/fixture.rs"]
 mod fixture;

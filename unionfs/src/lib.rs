@@ -16,6 +16,7 @@
 
 pub mod branch;
 pub mod control;
+pub mod convert;
 pub mod daemon;
 pub mod diff;
 pub mod errno;

@@ -24,6 +24,9 @@ pub const ORPHAN_DIR: &[u8] = b".wh..wh.orph";
 /// Our own bookkeeping, in the branch root (in the work directory for the overlay format).
 pub const STORE_DIR: &[u8] = b".wh..wh.uaufs";
 
+/// In the bookkeeping: a conversion to another format was begun and not finished.
+pub const CONVERTING: &[u8] = b"convert";
+
 /// The longest name of a file on any Linux filesystem.
 pub const NAME_MAX: usize = 255;
 

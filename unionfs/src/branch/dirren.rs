@@ -6,7 +6,7 @@ use crate::errno::{Errno, Result};
 use crate::sys::loc::open_beneath;
 use crate::types::Timestamp;
 use crate::whiteout::STORE_DIR;
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat};
 
 /// Name of the directory within the bookkeeping.
@@ -52,11 +52,36 @@ pub fn read(dir: &OwnedFd) -> Result<Vec<Recorded>> {
     Ok(found)
 }
 
+/// The redirects recorded in a bookkeeping directory.
+pub fn all(books: &OwnedFd) -> Result<Vec<Recorded>> {
+    match super::offline::existing(books.as_fd(), DIR_NAME)? {
+        Some(dir) => read(&dir),
+        None => Ok(Vec::new()),
+    }
+}
+
+fn encode(btime: Timestamp, path: &[u8]) -> Vec<u8> {
+    let mut raw = format!("{}.{}\n", btime.sec, btime.nsec).into_bytes();
+    raw.extend_from_slice(path);
+    raw
+}
+
+/// Records a redirect durably in `dir`; it is written in `tmp` first.
+pub fn write(dir: &OwnedFd, tmp: &OwnedFd, record: (u64, Timestamp, &[u8])) -> Result<()> {
+    let (real, btime, path) = record;
+    let name = real.to_string();
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+    let file = openat(tmp, name.as_bytes(), flags, Mode::from_bits_truncate(0o600))?;
+    crate::sys::copy::write_all(&file, &encode(btime, path), 0)?;
+    rustix::fs::fsync(&file)?;
+    rustix::fs::renameat(tmp, name.as_bytes(), dir, name.as_bytes())?;
+    rustix::fs::fsync(dir)
+}
+
 impl Store {
     /// Records a redirect durably, replacing an older one of the same directory.
     pub fn write_redirect(&self, real: u64, btime: Timestamp, path: &[u8]) -> Result<()> {
-        let mut raw = format!("{}.{}\n", btime.sec, btime.nsec).into_bytes();
-        raw.extend_from_slice(path);
+        let raw = encode(btime, path);
         self.write_record(self.redirects(), real.to_string().as_bytes(), &raw, true)
     }
 

@@ -1,8 +1,9 @@
 //! Making, finding and removing whiteouts and opaque marks on one branch.
 
-use super::Branch;
+use super::{Branch, overlay};
 use crate::errno::{Errno, Result};
 use crate::spec::Format;
+use crate::sys::loc::open_beneath;
 use crate::sys::stat::stat_at;
 use crate::sys::{creds, xattr};
 use crate::types::Kind;
@@ -217,10 +218,37 @@ fn openat_self(dir: impl AsFd) -> Result<OwnedFd> {
     rustix::fs::openat(dir, c".", flags, Mode::empty())
 }
 
-fn make_null_device(dir: impl AsFd, name: &[u8]) -> Result<()> {
+pub(crate) fn make_null_device(dir: impl AsFd, name: &[u8]) -> Result<()> {
     let dir = dir.as_fd();
     match rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0) {
         Err(Errno::EXIST) if stat_at(dir, name)?.is_null_device() => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes a whiteout. An entry beside it hides what is below as before: a directory by becoming
+/// opaque first.
+pub(crate) fn drop_whiteout(
+    format: Format,
+    dir: &OwnedFd,
+    mark: &[u8],
+    hidden: &[u8],
+    entry: Kind,
+) -> Result<()> {
+    if entry == Kind::Dir {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let entry = open_beneath(dir, hidden, flags)?;
+        let target = xattr::Target::dir(entry.as_fd());
+        let by_attribute = format == Format::Overlay
+            && (overlay::opaque(&target)? == overlay::Opaque::Yes
+                || overlay::set(&target, b"opaque", b"y", false).is_ok());
+        if !by_attribute {
+            create_mark(&entry, OPAQUE)?;
+        }
+        rustix::fs::fsync(&entry)?;
+    }
+    match rustix::fs::unlinkat(dir, mark, AtFlags::empty()) {
+        Err(Errno::NOENT) => Ok(()),
         other => other,
     }
 }

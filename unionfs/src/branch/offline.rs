@@ -117,6 +117,11 @@ impl Offline {
         self.books.as_ref()
     }
 
+    /// The work directory, if one was named.
+    pub fn work(&self) -> Option<&OwnedFd> {
+        self.work.as_ref()
+    }
+
     /// Is there a place for bookkeeping? Not in the overlay format without a work directory.
     pub fn may_have_books(&self) -> bool {
         self.format != Format::Overlay || self.work.is_some()

@@ -7,8 +7,10 @@ use crate::errno::Errno;
 use crate::setup::SetupError;
 use crate::spec::{BranchSpec, Format, Grammar};
 use crate::sys::clone_tree::private_clone;
+use crate::sys::loc::open_beneath;
 use crate::sys::stat::stat_fd;
 use crate::types::BranchId;
+use crate::whiteout::{CONVERTING, STORE_DIR};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use std::path::{Path, PathBuf};
@@ -154,6 +156,7 @@ fn open_one(
     } else {
         Format::Aufs
     };
+    refuse_half_converted(&c)?;
     let format = c.spec.format.unwrap_or(default);
     let writable = c.spec.perm.writable();
     // A rename cannot cross from one mount to another, not even to a clone: a branch whose work
@@ -198,6 +201,19 @@ fn open_one(
         store,
     };
     Ok((Arc::new(branch), recovered))
+}
+
+/// A branch of which some names are in one format and some in another.
+fn refuse_half_converted(c: &Candidate) -> Result<(), SetupError> {
+    let marker = [STORE_DIR, b"/", CONVERTING].concat();
+    match open_beneath(&c.fd, &marker, OFlags::PATH | OFlags::CLOEXEC) {
+        Ok(_) => {
+            let what = "is being converted to another format: let `uaufs convert` finish";
+            Err(path_error(&c.spec.path, Errno::BUSY, what))
+        }
+        // None there; or (plain users) somebody else's.
+        Err(_) => Ok(()),
+    }
 }
 
 fn open_work(path: &Path, branch: &Candidate) -> Result<OwnedFd, SetupError> {

@@ -25,6 +25,8 @@ bitflags::bitflags! {
         const WHITEOUT = 8;
         /// Identity and caches of overlayfs: no meaning for anybody else.
         const OTHER = 16;
+        /// One of an overlay that lies inside this one.
+        const ESCAPED = 32;
     }
 }
 
@@ -54,6 +56,7 @@ impl Attributes {
             Some(b"redirect") => Self::REDIRECT,
             Some(b"metacopy") => Self::METACOPY,
             Some(b"whiteout") => Self::WHITEOUT,
+            Some(inner) if inner.starts_with(b"overlay.") => Self::ESCAPED,
             Some(_) => Self::OTHER,
         }
     }
@@ -85,6 +88,21 @@ pub fn remove(file: &Target<'_>, short: &[u8]) -> Result<()> {
     for prefix in NAMESPACES.iter().chain([&FUSE_OVERLAYFS]) {
         match file.remove(&[prefix, short].concat()) {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {}
+            Err(err) => return Err(err),
+        }
+    }
+    Ok(())
+}
+
+/// Removes every attribute of overlayfs that is not escaped.
+pub fn remove_all(file: &Target<'_>) -> Result<()> {
+    for name in file.list()?.split(|b| *b == 0) {
+        let known = Attributes::named(name);
+        if known.is_empty() || known == Attributes::ESCAPED {
+            continue;
+        }
+        match file.remove(name) {
+            Ok(()) | Err(Errno::NODATA) => {}
             Err(err) => return Err(err),
         }
     }
@@ -140,7 +158,10 @@ mod tests {
             Attributes::OPAQUE | Attributes::REDIRECT
         );
         // Escaped for an overlay inside: no mark of this one.
-        assert_eq!(listed(b"user.overlay.overlay.opaque\0"), Attributes::OTHER);
+        assert_eq!(
+            listed(b"user.overlay.overlay.opaque\0"),
+            Attributes::ESCAPED
+        );
         assert_eq!(listed(b"user.fuseoverlayfs.opaque\0"), Attributes::OPAQUE);
     }
 

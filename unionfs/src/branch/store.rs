@@ -244,7 +244,8 @@ impl Store {
     }
 }
 
-fn write_format(dir: &OwnedFd, format: Format) -> Result<()> {
+/// Records the format of a branch in its bookkeeping.
+pub fn write_format(dir: &OwnedFd, format: Format) -> Result<()> {
     let text = format!(
         "uaufs 2\nformat {}\n",
         if format == Format::Aufs {

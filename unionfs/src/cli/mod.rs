@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::commands::{ctl, diff, fsck, merge, mvdown, plink, umount};
+use crate::commands::{convert, ctl, diff, fsck, merge, mvdown, plink, umount};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use unionfs::spec::table;
@@ -32,6 +32,8 @@ pub enum Command {
     /// The form without a subcommand, which mounts.
     #[command(skip)]
     Mount(MountArgs),
+    /// Bring a branch that is not in use to another on-disk format
+    Convert(convert::ConvertArgs),
     /// Show what a branch changes of those below it
     Diff(diff::DiffArgs),
     /// Ask and change a live mount

@@ -1,5 +1,6 @@
 //! What the subcommands do: one module each, with its arguments and a `run` that returns the exit code.
 
+pub mod convert;
 pub mod ctl;
 pub mod diff;
 pub mod fsck;

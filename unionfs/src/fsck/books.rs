@@ -9,7 +9,7 @@ use crate::errno::Result;
 use crate::sys::stat::stat_at;
 use crate::sys::walk::entries;
 use crate::types::Kind;
-use crate::whiteout::{ORPHAN_DIR, PLINK_DIR, STORE_DIR};
+use crate::whiteout::{CONVERTING, ORPHAN_DIR, PLINK_DIR, STORE_DIR};
 use rustix::fd::{AsFd, OwnedFd};
 
 fn joined(dir: &[u8], name: &[u8]) -> Vec<u8> {
@@ -41,9 +41,9 @@ impl Checker<'_> {
                 self.all_of(&dir, &joined(STORE_DIR, name), Problem::Leftover)?;
             }
         }
-        if stat_at(&books, b"convert").is_ok() {
+        if stat_at(&books, CONVERTING).is_ok() {
             let remedy = Remedy::ByHand("run `uaufs convert` again");
-            let path = joined(STORE_DIR, b"convert");
+            let path = joined(STORE_DIR, CONVERTING);
             self.found(path, Problem::HalfConverted, remedy, |_| Ok(()));
         }
         self.check_log(&books)?;

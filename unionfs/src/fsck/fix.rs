@@ -1,15 +1,13 @@
 //! The single steps of a repair.
 
+use crate::branch::marks;
 use crate::branch::offline::Offline;
-use crate::branch::{marks, overlay};
 use crate::errno::{Errno, Result};
-use crate::spec::Format;
 use crate::sys::loc::open_beneath;
+use crate::sys::remove;
 use crate::sys::stat::stat_at;
-use crate::sys::{remove, xattr};
 use crate::types::Kind;
-use crate::whiteout::OPAQUE;
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, OFlags, RenameFlags, renameat_with, unlinkat};
 
 /// Where things that may be a user's go.
@@ -59,30 +57,6 @@ fn take_to(to: &OwnedFd, dir: &OwnedFd, name: &[u8]) -> Result<()> {
         }
     }
     Err(Errno::EXIST)
-}
-
-/// Removes a whiteout. An entry beside it hides what is below as before: a directory by becoming
-/// opaque first.
-pub(super) fn drop_whiteout(
-    format: Format,
-    dir: &OwnedFd,
-    mark: &[u8],
-    hidden: &[u8],
-    entry: Kind,
-) -> Result<()> {
-    if entry == Kind::Dir {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let entry = open_beneath(dir, hidden, flags)?;
-        let target = xattr::Target::dir(entry.as_fd());
-        let by_attribute = format == Format::Overlay
-            && (overlay::opaque(&target)? == overlay::Opaque::Yes
-                || overlay::set(&target, b"opaque", b"y", false).is_ok());
-        if !by_attribute {
-            marks::create_mark(&entry, OPAQUE)?;
-        }
-        rustix::fs::fsync(&entry)?;
-    }
-    unlink(dir, mark)
 }
 
 /// Puts a proper mark in the place of one that is no regular file, in one step.

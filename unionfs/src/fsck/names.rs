@@ -203,7 +203,7 @@ impl Checker<'_> {
                 path,
                 Problem::WhiteoutBesideEntry,
                 Remedy::RemoveWhiteout,
-                |_| fix::drop_whiteout(format, here.dir, mark, hidden, entry),
+                |_| marks::drop_whiteout(format, here.dir, mark, hidden, entry),
             ),
             Prefer::Whiteout => {
                 let remedy = if entry == Kind::Dir && !self.branch.may_have_books() {

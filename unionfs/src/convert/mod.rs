@@ -1,0 +1,240 @@
+//! Bringing a branch that no union uses from one on-disk format to the other, in place.
+//!
+//! What cannot be said in the other format is found before anything is changed. Then a marker in the
+//! bookkeeping (`.wh..wh.uaufs/convert`) says what is going on: mounts refuse the branch, and running
+//! the conversion again finishes it. Each name is converted so that every prefix of the steps means
+//! the same to a reader who knows both formats.
+
+mod books;
+mod survey;
+mod to_aufs;
+mod to_overlay;
+
+pub use survey::{Obstacle, Why};
+
+use crate::branch::dirren::Recorded;
+use crate::branch::offline::Offline;
+use crate::branch::overlay::{self, Attributes};
+use crate::branch::{detect, dirren};
+use crate::errno::{Errno, Result};
+use crate::setup::SetupError;
+use crate::spec::Format;
+use crate::sys::stat::{RealStat, stat_at, stat_fd};
+use crate::sys::walk::{Children, Here, Step, entries, tree};
+use crate::sys::{Loc, Name, xattr};
+use crate::types::{Kind, SetTime};
+use rustix::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What is to be converted, and how.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The branch.
+    pub branch: PathBuf,
+    /// What it is to be.
+    pub to: Format,
+    /// What it is; `None` = as recorded, else by its marks.
+    pub from: Option<Format>,
+    /// Work directory of the overlay format: where its bookkeeping is, or is to go.
+    pub workdir: Option<PathBuf>,
+    /// Attributes that plain users may write (`userxattr`), not root's.
+    pub user_attributes: bool,
+    /// Only tell what would be done.
+    pub dry_run: bool,
+}
+
+/// What was done, or would be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Changes {
+    /// Whiteouts.
+    pub whiteouts: u64,
+    /// Opaque directories.
+    pub opaque: u64,
+    /// Renamed directories.
+    pub redirects: u64,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub enum End {
+    /// It is in the other format now (in a dry run: could be).
+    Converted(Changes),
+    /// Nothing was changed: these cannot be said in the other format.
+    Impossible(Vec<Obstacle>),
+}
+
+/// A branch that is being converted, as both formats see it.
+struct Job {
+    root: OwnedFd,
+    aufs: Offline,
+    overlay: Offline,
+    user_attributes: bool,
+    /// Of the AUFS format.
+    redirects: Vec<Recorded>,
+    changes: Changes,
+}
+
+fn error(path: &Path, errno: Errno, what: &str) -> SetupError {
+    SetupError::Path {
+        path: path.to_path_buf(),
+        what: what.to_owned(),
+        errno,
+    }
+}
+
+/// Converts a branch.
+///
+/// # Errors
+/// A branch that is in use, or whose conversion in the other direction was interrupted; those of
+/// reading and writing: then it is as it was, or running again finishes it.
+pub fn run(request: &Request) -> std::result::Result<End, SetupError> {
+    let path = &request.branch;
+    let failed = |errno| error(path, errno, "cannot convert the branch");
+    let aufs = Offline::open(path, None, Some(Format::Aufs))?;
+    let work = request.workdir.as_deref();
+    let overlay = Offline::open(path, work, Some(Format::Overlay))?;
+    let root = rustix::io::dup(&aufs.root).map_err(failed)?;
+    let finished = books::remove_finished(&root, request.dry_run).map_err(failed)?;
+    if finished && request.to == Format::Overlay {
+        return Ok(End::Converted(Changes::default()));
+    }
+    let begun = books::begun(&aufs).map_err(failed)?;
+    if begun.is_some_and(|to| to != request.to) {
+        let what = "is half converted to the other format: finish that first";
+        return Err(error(path, Errno::BUSY, what));
+    }
+    let from = match request.from {
+        Some(from) => Some(from),
+        None if begun.is_some() => Some(other(request.to)),
+        None => books::recorded(&aufs, &overlay, &root).map_err(failed)?,
+    };
+    if from.is_none_or(|from| from == request.to) {
+        return Ok(End::Converted(Changes::default()));
+    }
+    let redirects = match aufs.books() {
+        Some(books) => dirren::all(books).map_err(failed)?,
+        None => Vec::new(),
+    };
+    let mut job = Job {
+        root,
+        aufs,
+        overlay,
+        user_attributes: request.user_attributes,
+        redirects,
+        changes: Changes::default(),
+    };
+    if begun.is_none() {
+        let obstacles = job.survey(request.to).map_err(failed)?;
+        if !obstacles.is_empty() {
+            return Ok(End::Impossible(obstacles));
+        }
+    }
+    if request.dry_run {
+        return Ok(End::Converted(job.changes));
+    }
+    job.changes = Changes::default();
+    job.convert(request.to).map_err(failed)?;
+    Ok(End::Converted(job.changes))
+}
+
+fn other(format: Format) -> Format {
+    match format {
+        Format::Aufs => Format::Overlay,
+        Format::Overlay => Format::Aufs,
+    }
+}
+
+impl Job {
+    fn convert(&mut self, to: Format) -> Result<()> {
+        books::begin(&mut self.aufs, to)?;
+        let root = rustix::io::dup(&self.root)?;
+        tree(&root, Vec::new(), |step, lower: Vec<u8>| match step {
+            Step::Dir(here) => self.convert_dir(&here, lower, to),
+            Step::Closed(_, errno) => Err(errno),
+        })?;
+        match to {
+            Format::Overlay => books::leave_aufs(&mut self.aufs, &mut self.overlay),
+            Format::Aufs => books::leave_overlay(&mut self.aufs, &self.overlay),
+        }
+    }
+
+    /// Converts what is in a directory and its own marks. `lower`: where the branches below keep its
+    /// other parts, if it has no redirect.
+    fn convert_dir(
+        &mut self,
+        here: &Here<'_>,
+        lower: Vec<u8>,
+        to: Format,
+    ) -> Result<Children<Vec<u8>>> {
+        let before = stat_fd(here.dir)?;
+        let redirect = self.redirect(here, &before, &lower)?;
+        match to {
+            Format::Overlay => self.dir_to_overlay(here, &before, redirect.as_deref())?,
+            Format::Aufs => self.dir_to_aufs(here, &before, redirect.as_deref())?,
+        }
+        // Marks are no change that users made.
+        Loc::dir(Arc::new(rustix::io::dup(here.dir)?)).set_times(
+            Some(SetTime::At(before.atime)),
+            Some(SetTime::At(before.mtime)),
+        )?;
+        let lower = redirect.unwrap_or(lower);
+        children(here, &lower)
+    }
+
+    /// Where the lower parts of a directory are, if it was renamed: from the branch roots.
+    fn redirect(&self, here: &Here<'_>, stat: &RealStat, lower: &[u8]) -> Result<Option<Vec<u8>>> {
+        let target = xattr::Target::dir(here.dir.as_fd());
+        if Attributes::of(&target)?.contains(Attributes::REDIRECT)
+            && let Some(value) = overlay::get(&target, b"redirect")?
+        {
+            return Ok(Some(match value.strip_prefix(b"/") {
+                Some(path) => path.to_vec(),
+                None => {
+                    let parent = lower.iter().rposition(|b| *b == b'/');
+                    let mut path = lower[..parent.map_or(0, |at| at + 1)].to_vec();
+                    path.extend_from_slice(&value);
+                    path
+                }
+            }));
+        }
+        let own = |r: &&Recorded| (r.0, r.1) == (stat.ino, stat.btime);
+        Ok(self.redirects.iter().find(own).map(|r| r.2.clone()))
+    }
+}
+
+/// The directories to enter, each with where its lower parts are.
+fn children(here: &Here<'_>, lower: &[u8]) -> Result<Children<Vec<u8>>> {
+    let mut found = Vec::new();
+    for (name, kind) in entries(here.dir)? {
+        if kind == Kind::Dir && !crate::whiteout::is_reserved(&name) {
+            let path = joined(lower, &name);
+            found.push((name, path));
+        }
+    }
+    Ok(found)
+}
+
+fn joined(dir: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut path = dir.to_vec();
+    if !path.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    path
+}
+
+/// The attributes of an entry.
+fn attributes_at(here: &Here<'_>, name: &Name) -> Result<Attributes> {
+    let name = std::ffi::CString::new(&**name).map_err(|_| Errno::INVAL)?;
+    Attributes::of(&xattr::Target::at(here.dir.as_fd(), &name))
+}
+
+fn is_null_device(here: &Here<'_>, name: &[u8], kind: Kind) -> Result<bool> {
+    Ok(kind == Kind::Char && stat_at(here.dir, name)?.is_null_device())
+}
+
+/// What the marks on a branch say, where its bookkeeping says nothing.
+fn detected(root: &OwnedFd) -> Result<Option<Format>> {
+    detect::in_tree(root)
+}
