@@ -167,6 +167,9 @@ fn changed(seed: u64) -> Fixture {
             }
         }
     }
+    f.put("rw/o/.wh..wh..opq", "");
+    f.put("rw/o/kept", "kept");
+    f.put("l1/o/hidden", "hidden");
     // The umask of this thread is whatever a union needed last.
     for dir in ["rw", "l1", "l2"] {
         set_modes(&f.path(dir));
