@@ -6,6 +6,7 @@ mod fixture;
 mod identity;
 mod links;
 mod marks;
+mod movedown;
 mod nodes;
 mod on_open;
 mod outside;
