@@ -2,6 +2,7 @@
 
 use super::fixture::{Fixture, is_root};
 use std::path::Path;
+use unionfs::errno::Errno;
 
 fn set_redirect(dir: &Path, value: &str) {
     let name = "trusted.overlay.redirect";
@@ -78,4 +79,28 @@ fn a_redirect_without_a_slash_leads_to_a_sibling() {
         assert_eq!(t.names("e/moved"), ["y"]);
         t.open_as(&layers);
     }
+}
+
+#[test]
+fn a_file_without_its_data_is_refused_not_shown_as_holes() {
+    if !is_root() {
+        return;
+    }
+    let mut t = Fixture::new();
+    for dir in ["up", "work"] {
+        t.put_dir(dir);
+    }
+    t.put("b/f", "1234");
+    t.put("a/f", "data");
+    let holes = std::fs::File::create(t.path("b/f")).unwrap();
+    holes.set_len(4).unwrap();
+    let name = "trusted.overlay.metacopy";
+    rustix::fs::lsetxattr(t.path("b/f"), name, b"", rustix::fs::XattrFlags::empty()).unwrap();
+    let [up, work, b, a] = ["up", "work", "b", "a"].map(|p| t.path(p).display().to_string());
+    t.open_as(&format!("lowerdir={b}:{a},upperdir={up},workdir={work}"));
+    assert_eq!(t.attr("f").size, 4);
+    assert_eq!(t.read_node(t.node("f")), Err(Errno::IO));
+    assert_eq!(t.write("f", "new"), Err(Errno::IO));
+    assert_eq!(t.chmod("f", 0o600).map(|_| ()), Err(Errno::IO));
+    assert!(!t.path("up/f").exists());
 }

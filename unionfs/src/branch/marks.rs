@@ -55,6 +55,26 @@ impl Branch {
         self.format == Format::Overlay || whiteout_name(name).is_none()
     }
 
+    /// Refuses the data of a file that overlayfs copied up without it (`metacopy=on`): the file has
+    /// the right length and nothing but holes. Its data lies below, where it is not looked for.
+    ///
+    /// # Errors
+    /// EIO for such a file.
+    pub fn check_data(&self, file: &OwnedFd) -> Result<()> {
+        if self.format != Format::Overlay {
+            return Ok(());
+        }
+        let marks = overlay::Attributes::of(&xattr::Target::fd(file.as_fd())?)?;
+        if marks.contains(overlay::Attributes::METACOPY) {
+            log::warn!(
+                "{}: a file was copied up by overlayfs without its data (metacopy=on), which cannot be read",
+                self.path.display()
+            );
+            return Err(Errno::IO);
+        }
+        Ok(())
+    }
+
     /// Hides `name` on the branches below. Nothing of that name may be on this branch in the
     /// overlay format (see [`Self::replace_by_whiteout`]); in the AUFS format the entry may still
     /// be there and stays visible until it is removed.

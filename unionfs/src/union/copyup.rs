@@ -176,6 +176,7 @@ impl Union {
         match stat.kind() {
             Kind::File => {
                 let from = source.open_quietly(OFlags::RDONLY)?;
+                source_branch.check_data(&from)?;
                 let size = stat_fd(&from)?.size;
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let file = openat(dir, &*copy.temp, flags, Mode::from_bits_truncate(0o600))?;

@@ -150,6 +150,7 @@ impl Union {
                 loc.open_quietly(OFlags::RDONLY)
             };
             let fd = Arc::new(fd?);
+            branch.check_data(&fd)?;
             // The key names the branch: after a copy-up nobody asks for this one any more.
             self.data_fds.insert((node.id, branch.id), fd.clone());
             Ok(fd)
@@ -166,6 +167,7 @@ impl Union {
                 loc.open(access)
             };
             let fd = Arc::new(fd?);
+            branch.check_data(&fd)?;
             self.data_fds.insert((node.id, branch.id), fd.clone());
             Ok(fd)
         })
