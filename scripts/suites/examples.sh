@@ -14,5 +14,5 @@ suite_examples() {
         else
             say "$line"
         fi
-    done < <(cd "$ROOT" && python3 tests/tools/examples.py docs/manual/*.md || true)
+    done < <(python3 "$ROOT/tests/tools/examples.py" "$ROOT"/docs/manual/*.md || true)
 }
