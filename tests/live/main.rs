@@ -5,5 +5,6 @@
     reason = "a failed step is a failed test"
 )]
 
+mod branches;
 mod channel;
 mod mounted;

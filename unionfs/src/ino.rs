@@ -9,11 +9,13 @@
 use crate::branch::log::{Origin, Source};
 use crate::sys::{Name, RealStat};
 use crate::types::{NodeId, Timestamp};
+use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use rustc_hash::FxBuildHasher;
 use smallvec::{SmallVec, smallvec};
 use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 const FS_SHIFT: u32 = 56;
@@ -32,7 +34,7 @@ pub fn is_dynamic(node: NodeId) -> bool {
 const SHARING: usize = 8;
 
 /// A filesystem that branches lie on.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Filesystem {
     dev: u64,
     /// Identity over mounts (see [`Source::fs`]).
@@ -55,8 +57,8 @@ type Sharing = SmallVec<[(Timestamp, NodeId); 1]>;
 /// Maps real files to union numbers.
 #[derive(Debug)]
 pub struct InoMap {
-    /// By index.
-    filesystems: Vec<Filesystem>,
+    /// By index; grows when a branch on another one is added.
+    filesystems: ArcSwap<Vec<Filesystem>>,
     /// Recorded origins by device and real number. Leaf locks (shards).
     origins: DashMap<(u64, u64), Known, FxBuildHasher>,
     origin_count: AtomicUsize,
@@ -75,16 +77,10 @@ impl InoMap {
     pub fn new(filesystems: impl IntoIterator<Item = (u64, u64)>) -> Self {
         let mut known: Vec<Filesystem> = Vec::new();
         for (dev, id) in filesystems {
-            if known.iter().any(|f| f.dev == dev) {
-                continue;
-            }
-            // None, or one that a copy of the filesystem has too: good for as long as it is mounted.
-            let ambiguous = id == 0 || known.iter().any(|f| f.id == id);
-            let id = if ambiguous { dev | 1 << 63 } else { id };
-            known.push(Filesystem { dev, id });
+            know(&mut known, dev, id);
         }
         Self {
-            filesystems: known,
+            filesystems: ArcSwap::from_pointee(known),
             origins: DashMap::default(),
             origin_count: AtomicUsize::new(0),
             originals: DashMap::default(),
@@ -93,6 +89,13 @@ impl InoMap {
             next_dynamic: AtomicU64::new(1),
             aliases: DashMap::default(),
         }
+    }
+
+    /// A branch on this filesystem was added. One caller at a time.
+    pub fn add_filesystem(&self, dev: u64, id: u64) {
+        let mut known = (**self.filesystems.load()).clone();
+        know(&mut known, dev, id);
+        self.filesystems.store(Arc::new(known));
     }
 
     /// The union number of a real file.
@@ -120,6 +123,16 @@ impl InoMap {
         self.combine(dev, real)
     }
 
+    fn id_of(&self, dev: u64) -> Option<u64> {
+        let known = self.filesystems.load();
+        known.iter().find(|f| f.dev == dev).map(|f| f.id)
+    }
+
+    fn device_of(&self, id: u64) -> Option<u64> {
+        let known = self.filesystems.load();
+        known.iter().find(|f| f.id == id).map(|f| f.dev)
+    }
+
     /// The number of the file with this birth time, a new one if it was not seen before.
     fn number_among(&self, sharing: &mut Sharing, file: (u64, u64), btime: Timestamp) -> NodeId {
         if let Some((_, node)) = sharing.iter().find(|(b, _)| *b == btime) {
@@ -136,9 +149,8 @@ impl InoMap {
         if btime == Timestamp::default() {
             return self.fresh();
         }
-        let fs = self.filesystems.iter().find(|f| f.dev == dev);
         let mut hasher = rustc_hash::FxHasher::default();
-        (fs.map_or(dev, |f| f.id), real, btime).hash(&mut hasher);
+        (self.id_of(dev).unwrap_or(dev), real, btime).hash(&mut hasher);
         NodeId(BY_BIRTH << FS_SHIFT | hasher.finish() >> (64 - FS_SHIFT))
     }
 
@@ -158,7 +170,7 @@ impl InoMap {
     }
 
     fn combine(&self, dev: u64, real: u64) -> NodeId {
-        let index = self.filesystems.iter().position(|f| f.dev == dev);
+        let index = self.filesystems.load().iter().position(|f| f.dev == dev);
         match index {
             Some(fs) if (fs as u64) < BY_BIRTH && real > 1 && real >> FS_SHIFT == 0 => {
                 NodeId((fs as u64) << FS_SHIFT | real)
@@ -172,13 +184,10 @@ impl InoMap {
 
     /// What a copy of this file is a copy of: of what it was copied from itself.
     pub fn source(&self, stat: &RealStat) -> Source {
-        let own = || {
-            let fs = self.filesystems.iter().find(|f| f.dev == stat.dev);
-            Source {
-                fs: fs.map_or(stat.dev | 1 << 63, |f| f.id),
-                ino: stat.ino,
-                btime: stat.btime,
-            }
+        let own = || Source {
+            fs: self.id_of(stat.dev).unwrap_or(stat.dev | 1 << 63),
+            ino: stat.ino,
+            btime: stat.btime,
         };
         self.known(stat)
             .and_then(|known| known.source)
@@ -188,7 +197,7 @@ impl InoMap {
     /// The number of what is recorded as a source; `None` = its filesystem has no branch in this
     /// mount. A file that has its inode number now and is another one gets another number.
     pub fn node_of(&self, source: &Source) -> Option<NodeId> {
-        let dev = self.filesystems.iter().find(|f| f.id == source.fs)?.dev;
+        let dev = self.device_of(source.fs)?;
         Some(match self.originals.entry((dev, source.ino)) {
             Entry::Occupied(mut slot) => {
                 self.number_among(slot.get_mut(), (dev, source.ino), source.btime)
@@ -205,10 +214,10 @@ impl InoMap {
     /// The file that `source` names keeps this number, wherever its data goes: a later file with
     /// its inode number is another one.
     pub fn note_original(&self, source: &Source, node: NodeId) {
-        let Some(fs) = self.filesystems.iter().find(|f| f.id == source.fs) else {
+        let Some(dev) = self.device_of(source.fs) else {
             return;
         };
-        let mut sharing = match self.originals.entry((fs.dev, source.ino)) {
+        let mut sharing = match self.originals.entry((dev, source.ino)) {
             Entry::Occupied(slot) => slot.into_ref(),
             Entry::Vacant(slot) => {
                 self.original_count.fetch_add(1, Ordering::Relaxed);
@@ -232,6 +241,17 @@ impl InoMap {
             .aliases
             .entry((parent, Name::from_slice(name)))
             .or_insert_with(|| self.fresh())
+    }
+
+    /// For the life of the mount, this very file has this number: it is what a node shows by now
+    /// that had it before.
+    pub fn keep(&self, stat: &RealStat, node: NodeId) {
+        let known = Known {
+            node,
+            btime: stat.btime,
+            source: None,
+        };
+        self.set_known(stat.dev, stat.ino, known);
     }
 
     /// For the life of the mount, the file `real` on `dev` has this number: its own is taken.
@@ -288,6 +308,18 @@ impl InoMap {
     }
 }
 
+/// Enters a filesystem that is not known yet. A device number that another one had before is this
+/// one's now.
+fn know(known: &mut Vec<Filesystem>, dev: u64, id: u64) {
+    // None, or one that a copy of the filesystem has too: good for as long as it is mounted.
+    let ambiguous = id == 0 || known.iter().any(|f| f.id == id && f.dev != dev);
+    let id = if ambiguous { dev | 1 << 63 } else { id };
+    match known.iter_mut().find(|f| f.dev == dev) {
+        Some(same) => same.id = id,
+        None => known.push(Filesystem { dev, id }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -323,6 +355,10 @@ mod tests {
         assert_eq!(map.number_in_listing(20, 5), None);
         assert_eq!(map.node_of(&Source { fs: 8, ..source(1) }), None);
         // The third filesystem is a copy of the second, the fourth has no identity.
-        assert!(map.filesystems[2..].iter().all(|f| f.id == f.dev | 1 << 63));
+        assert!(
+            map.filesystems.load()[2..]
+                .iter()
+                .all(|f| f.id == f.dev | 1 << 63)
+        );
     }
 }

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use cli::{CalledAs, Command, MountArgs, Parsed};
 use mount_command::MountJob;
+use unionfs::spec::aufs::parse_remount;
 use unionfs::spec::{MountSpec, Unknown};
 
 fn main() -> ExitCode {
@@ -40,6 +41,9 @@ fn parse_and_run() -> anyhow::Result<u8> {
 }
 
 fn mount(args: MountArgs) -> anyhow::Result<u8> {
+    if let Some(changes) = parse_remount(&args.options) {
+        return commands::ctl::change_all(&args.mountpoint, changes?);
+    }
     let unknown = if args.sloppy {
         Unknown::Warn
     } else {

@@ -2,14 +2,17 @@
 
 use anyhow::Context;
 use log::LevelFilter;
+use parking_lot::Mutex;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use unionfs::control::live::Live;
 use unionfs::control::place::{Listening, listen_for};
 use unionfs::control::query::Queries;
 use unionfs::control::{new_instance, server};
 use unionfs::daemon::{self, Process, Readiness, logger, signals};
+use unionfs::fuse::notify::effects;
 use unionfs::fuse::{
     IoPlan, MountRequest, Mounted, ServeConfig, check_mountpoint, mount, plan, serve,
 };
@@ -79,12 +82,13 @@ fn mount_and_serve(
     let union = Arc::new(Union::open(&job.spec)?);
     // From here on a signal must not leave a mount without a server.
     signals::block().context("cannot block signals")?;
+    let asked_read_only = job.spec.mount.read_only;
     let Mounted {
         device,
         handle,
         warnings,
     } = mount(&MountRequest {
-        mountpoint: job.mountpoint,
+        mountpoint: job.mountpoint.clone(),
         source: job.source,
         subtype: job.subtype,
         flags: job.spec.mount,
@@ -98,14 +102,29 @@ fn mount_and_serve(
         config.threads = threads;
     }
     let (live, keep_stderr) = (handle.clone(), job.debug);
-    config.on_ready = Some(Box::new(move |_| {
+    let settled = Arc::new(OnceLock::new());
+    let plan = Arc::clone(&settled);
+    config.on_ready = Some(Box::new(move |settled| {
+        // INIT comes once.
+        let _ = plan.set(settled.clone());
         live.raise_readahead();
         if let Some(readiness) = readiness {
             announce(readiness, keep_stderr);
         }
     }));
     // Taken away again when serving has ended.
-    let _listening = control(&union, &mut config);
+    let (effects, queue) = effects();
+    config.effects = Some(queue);
+    let live = Live {
+        union: Arc::clone(&union),
+        effects,
+        mountpoint: job.mountpoint,
+        grammar: job.spec.grammar,
+        asked_read_only: AtomicBool::new(asked_read_only),
+        plan: settled,
+        changing: Mutex::new(()),
+    };
+    let _listening = control(live, &mut config);
     signals::watch(handle.clone(), Arc::clone(&config.stats))
         .context("cannot start the signal thread")?;
     serve(union, device, config).map(|_| 0).map_err(|error| {
@@ -118,16 +137,17 @@ fn mount_and_serve(
 }
 
 /// Lets the mount be asked and, where a socket can be made, changed.
-fn control(union: &Arc<Union>, config: &mut ServeConfig) -> Option<Listening> {
+fn control(live: Live, config: &mut ServeConfig) -> Option<Listening> {
     let instance = new_instance();
-    let handler = Arc::new(Live::new(Arc::clone(union)));
+    let union = Arc::clone(&live.union);
+    let handler = Arc::new(live);
     let listening = listen_for(&instance)
         .map_err(std::io::Error::from)
         .and_then(|listening| server::start(&listening, handler).map(|()| listening))
         .inspect_err(|error| log::info!("the live mount cannot be changed: {error}"))
         .ok();
     let queries = Queries {
-        union: Arc::clone(union),
+        union,
         instance,
         socket: listening.as_ref().map(|l| l.path.clone()),
         hide_paths: false,

@@ -17,6 +17,11 @@ impl NodeId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BranchId(pub u16);
 
+impl BranchId {
+    /// No branch has it: where a node is that was on one that is gone.
+    pub const NONE: Self = Self(u16::MAX);
+}
+
 /// Position of a branch in the stack, 0 = topmost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BranchIndex(pub u16);
@@ -268,6 +273,14 @@ pub struct Opened {
 pub enum Effect {
     /// Forget the name `name` of `parent` (positive or negative).
     InvalEntry {
+        /// Directory.
+        parent: NodeId,
+        /// Name in it.
+        name: Vec<u8>,
+    },
+    /// Ask again about the name `name` of `parent` before trusting it; whoever uses what it leads to
+    /// now is not disturbed.
+    ExpireEntry {
         /// Directory.
         parent: NodeId,
         /// Name in it.

@@ -7,7 +7,7 @@
 use crate::errno::{Errno, Result};
 use crate::types::Timestamp;
 use rustc_hash::{FxHashMap, FxHashSet};
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, openat};
 use std::fs::File;
 
@@ -193,14 +193,21 @@ pub fn rewrite(dir: &OwnedFd) -> Result<()> {
 
 /// Opens the log in `dir` and reads it.
 pub(super) fn read(dir: &OwnedFd) -> Result<(OwnedFd, Recovered)> {
-    let mut recovered = Recovered::default();
     let log = openat(dir, c"log", FLAGS, Mode::from_bits_truncate(0o600))?;
-    replay_all(&log, &mut recovered)?;
+    let recovered = replay(&log)?;
     Ok((log, recovered))
 }
 
+/// Reads an open log.
+pub(super) fn replay(log: impl AsFd) -> Result<Recovered> {
+    let mut recovered = Recovered::default();
+    replay_all(log, &mut recovered)?;
+    Ok(recovered)
+}
+
 /// Replays every record that can be read; returns whether there are others.
-fn replay_all(log: &OwnedFd, recovered: &mut Recovered) -> Result<bool> {
+fn replay_all(log: impl AsFd, recovered: &mut Recovered) -> Result<bool> {
+    let log = log.as_fd();
     let size = usize::try_from(rustix::fs::fstat(log)?.st_size).map_err(|_| Errno::FBIG)?;
     let mut raw = vec![0; size];
     let len = crate::sys::copy::read_full(log, &mut raw, 0)?;

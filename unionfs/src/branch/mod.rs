@@ -47,7 +47,7 @@ pub struct Branch {
     /// The private clone has no submounts, so every directory below belongs to the branch.
     pub is_clone: bool,
     /// Bookkeeping; writable branches only.
-    pub store: Option<Store>,
+    pub store: Option<Arc<Store>>,
 }
 
 impl Branch {

@@ -5,13 +5,13 @@ use super::log::Recovered;
 use super::store::Store;
 use crate::errno::Errno;
 use crate::setup::SetupError;
-use crate::spec::{BranchSpec, Format, Grammar};
+use crate::spec::{BranchPerm, BranchSpec, Format, Grammar};
 use crate::sys::clone_tree::private_clone;
 use crate::sys::loc::open_beneath;
 use crate::sys::stat::stat_fd;
 use crate::types::BranchId;
 use crate::whiteout::{CONVERTING, STORE_DIR};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -71,6 +71,33 @@ struct Candidate {
 
 fn candidate(spec: &BranchSpec) -> Result<Candidate, SetupError> {
     let fd = open_path(&spec.path, "branch")?;
+    let real_path = std::fs::canonicalize(&spec.path).map_err(|e| {
+        path_error(
+            &spec.path,
+            Errno::from_io_error(&e).unwrap_or(Errno::IO),
+            "cannot resolve the path",
+        )
+    })?;
+    checked(spec, fd, real_path)
+}
+
+/// A directory that somebody else has opened. Its path is the one by which this process sees it;
+/// where it does not see it, the one that was told.
+fn handed_over(spec: &BranchSpec, fd: OwnedFd) -> Result<Candidate, SetupError> {
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let real_path = std::fs::read_link(link)
+        .ok()
+        .filter(|path| path.is_absolute() && same_directory(path, &fd))
+        .unwrap_or_else(|| spec.path.clone());
+    checked(spec, fd, real_path)
+}
+
+fn same_directory(path: &Path, fd: &OwnedFd) -> bool {
+    let there = open_path(path, "branch").ok().map(stat_fd);
+    matches!((there, stat_fd(fd)), (Some(Ok(a)), Ok(b)) if (a.dev, a.ino) == (b.dev, b.ino))
+}
+
+fn checked(spec: &BranchSpec, fd: OwnedFd, real_path: PathBuf) -> Result<Candidate, SetupError> {
     let stat = stat_fd(&fd).map_err(|e| path_error(&spec.path, e, "cannot stat the branch"))?;
     if let Ok(fs) = rustix::fs::fstatfs(&fd)
         && let Some((_, name)) = REFUSED.iter().find(|(magic, _)| *magic == fs.f_type as u64)
@@ -87,13 +114,6 @@ fn candidate(spec: &BranchSpec) -> Result<Candidate, SetupError> {
             "cannot read the branch: give the mounting user read permission",
         )
     })?;
-    let real_path = std::fs::canonicalize(&spec.path).map_err(|e| {
-        path_error(
-            &spec.path,
-            Errno::from_io_error(&e).unwrap_or(Errno::IO),
-            "cannot resolve the path",
-        )
-    })?;
     Ok(Candidate {
         spec: spec.clone(),
         real_path,
@@ -103,30 +123,121 @@ fn candidate(spec: &BranchSpec) -> Result<Candidate, SetupError> {
     })
 }
 
+/// What decides whether two branches can be members of one union.
+struct Extent<'a> {
+    path: &'a Path,
+    directory: (u64, u64),
+    writable: bool,
+}
+
+impl Candidate {
+    fn extent(&self) -> Extent<'_> {
+        Extent {
+            path: &self.real_path,
+            directory: (self.dev, self.ino),
+            writable: self.spec.perm.writable(),
+        }
+    }
+}
+
+impl Branch {
+    fn extent(&self) -> Extent<'_> {
+        Extent {
+            path: &self.path,
+            directory: (self.dev, self.root_ino),
+            writable: self.perm.writable(),
+        }
+    }
+}
+
 /// Refuses the same directory twice, and overlaps in which the ancestor is writable: what is
 /// written to it would change the other branch behind the union's back.
-fn check_overlaps(all: &[Candidate]) -> Result<(), SetupError> {
-    for (i, a) in all.iter().enumerate() {
-        for b in &all[i + 1..] {
-            if (a.dev, a.ino) == (b.dev, b.ino) {
-                let what = format!(
-                    "the same directory is a branch twice (also as {}): name it once",
-                    a.spec.path.display()
-                );
-                return Err(path_error(&b.spec.path, Errno::EXIST, &what));
-            }
-            for (outer, inner) in [(a, b), (b, a)] {
-                if outer.spec.perm.writable() && inner.real_path.starts_with(&outer.real_path) {
-                    let what = format!(
-                        "lies inside the writable branch {}: make that one readonly or move this one out",
-                        outer.spec.path.display()
-                    );
-                    return Err(path_error(&inner.spec.path, Errno::INVAL, &what));
-                }
-            }
+fn check_pair(a: &Extent<'_>, b: &Extent<'_>) -> Result<(), SetupError> {
+    if a.directory == b.directory {
+        let what = format!(
+            "the same directory is a branch twice (also as {}): name it once",
+            a.path.display()
+        );
+        return Err(path_error(b.path, Errno::EXIST, &what));
+    }
+    for (outer, inner) in [(a, b), (b, a)] {
+        if outer.writable && inner.path.starts_with(outer.path) {
+            let what = format!(
+                "lies inside the writable branch {}: make that one readonly or move this one out",
+                outer.path.display()
+            );
+            return Err(path_error(inner.path, Errno::INVAL, &what));
         }
     }
     Ok(())
+}
+
+fn check_overlaps(all: &[Candidate]) -> Result<(), SetupError> {
+    for (i, a) in all.iter().enumerate() {
+        for b in &all[i + 1..] {
+            check_pair(&a.extent(), &b.extent())?;
+        }
+    }
+    Ok(())
+}
+
+/// Opens a branch for a union that has these others, on the directory `fd` that the caller has
+/// opened.
+///
+/// # Errors
+/// As [`open_all`].
+pub fn open_beside<'a>(
+    spec: &BranchSpec,
+    fd: OwnedFd,
+    id: BranchId,
+    others: impl Iterator<Item = &'a Arc<Branch>>,
+    grammar: Grammar,
+) -> Result<(Arc<Branch>, Recovered), SetupError> {
+    let new = handed_over(spec, fd)?;
+    for other in others {
+        check_pair(&other.extent(), &new.extent())?;
+    }
+    open_one(new, id, grammar)
+}
+
+/// Opens a branch of a union anew, with another permission: `fd` is its directory. The bookkeeping
+/// goes over, where both may be written.
+///
+/// # Errors
+/// As [`open_all`].
+pub fn open_again<'a>(
+    old: &Branch,
+    perm: BranchPerm,
+    fd: OwnedFd,
+    others: impl Iterator<Item = &'a Arc<Branch>>,
+) -> Result<Arc<Branch>, SetupError> {
+    if perm.writable() == old.perm.writable() {
+        return Ok(Arc::new(Branch {
+            id: old.id,
+            path: old.path.clone(),
+            perm,
+            format: old.format,
+            root: old.root.clone(),
+            dev: old.dev,
+            fs: old.fs,
+            mnt_id: old.mnt_id,
+            root_ino: old.root_ino,
+            is_clone: old.is_clone,
+            store: old.store.clone(),
+        }));
+    }
+    let spec = BranchSpec {
+        path: old.path.clone(),
+        perm,
+        format: Some(old.format),
+        workdir: None,
+    };
+    let mut new = handed_over(&spec, fd)?;
+    new.real_path.clone_from(&old.path);
+    for other in others {
+        check_pair(&other.extent(), &new.extent())?;
+    }
+    open_one(new, old.id, Grammar::Aufs).map(|(branch, _)| branch)
 }
 
 /// Opens all branches, topmost first.
@@ -183,7 +294,7 @@ fn open_one(
         };
         let opened = Store::open(root.as_fd(), work.as_ref().map(|w| w.as_fd()), format);
         let (s, r) = opened.map_err(|errno| store_error(&c, errno))?;
-        (store, recovered) = (Some(s), r);
+        (store, recovered) = (Some(Arc::new(s)), r);
     }
     let stat = stat_fd(&root).map_err(|e| path_error(&c.spec.path, e, "cannot stat the branch"))?;
     let fs = rustix::fs::fstatvfs(&root).map_or(0, |s| s.f_fsid);

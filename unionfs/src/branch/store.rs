@@ -143,6 +143,24 @@ impl Store {
         Ok((store, recovered))
     }
 
+    /// What the books say now. Nobody may change them meanwhile.
+    pub fn replay(&self) -> Result<Recovered> {
+        let mut recovered = super::log::replay(&*self.log.lock())?;
+        super::plinks::read(&self.plinks, &self.links, &mut recovered)?;
+        Ok(recovered)
+    }
+
+    /// The branch is not written any more: removes AUFS's own entries that hold nothing. The books
+    /// stay.
+    pub fn retire(&self) {
+        use rustix::fs::{AtFlags, unlinkat};
+        // What is not empty is needed, and what cannot be removed does no harm.
+        let _ = unlinkat(&self.base_dir, BASE, AtFlags::empty());
+        for dir in [PLINK_DIR, ORPHAN_DIR] {
+            let _ = unlinkat(&self.base_dir, dir, AtFlags::REMOVEDIR);
+        }
+    }
+
     /// The directory in which files are built before they get their name.
     pub fn tmp(&self) -> &Arc<OwnedFd> {
         &self.tmp

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use unionfs::control::ask::ask_at;
 use unionfs::control::{Client, Listed, OsText, Query, Request};
 use unionfs::shown::Shown;
-use unionfs::spec::aufs::{Change, NewBranch, parse_change};
+use unionfs::spec::aufs::{Change, Changes, NewBranch, parse_change};
+use unionfs::spec::{MountSetting, Setting};
 
 /// What is to be done with which mount.
 #[derive(Args, Debug, PartialEq, Eq)]
@@ -88,7 +89,7 @@ pub fn run(args: &CtlArgs) -> anyhow::Result<u8> {
     };
     let (change, force) = match &args.action {
         Action::List { json } => return list(&args.mountpoint, *json),
-        Action::Set { options } => return remount(&args.mountpoint, options),
+        Action::Set { options } => return change_all(&args.mountpoint, parse_change(options)?),
         Action::Add {
             index,
             branch: text,
@@ -112,26 +113,47 @@ pub fn run(args: &CtlArgs) -> anyhow::Result<u8> {
             }
         },
     };
-    carry_out(&Client::connect(&args.mountpoint)?, change, force)?;
+    let client = Client::connect(&args.mountpoint)?;
+    carry_out(&client, &args.mountpoint, change, force)?;
     Ok(0)
 }
 
-/// Changes a mount by the options of a remount, from left to right.
+/// Changes a mount by the options of a remount, from left to right; flags of the mount come last.
 ///
 /// # Errors
 /// As [`run`].
-pub fn remount(mountpoint: &Path, options: &OsStr) -> anyhow::Result<u8> {
-    let parsed = parse_change(options)?;
+pub fn change_all(mountpoint: &Path, parsed: Changes) -> anyhow::Result<u8> {
     warn(&parsed.warnings);
     let client = Client::connect(mountpoint)?;
+    let mut flags = Vec::new();
     for change in parsed.changes {
-        carry_out(&client, change, false)?;
+        match change {
+            Change::Set(Setting::Mount(flag)) => flags.push(flag),
+            other => carry_out(&client, mountpoint, other, false)?,
+        }
+    }
+    unionfs::fuse::change_flags(mountpoint, &flags)?;
+    for flag in flags {
+        if matches!(flag, MountSetting::ReadOnly(_)) {
+            // It decides what a branch without a permission becomes.
+            carry_out(
+                &client,
+                mountpoint,
+                Change::Set(Setting::Mount(flag)),
+                false,
+            )?;
+        }
     }
     Ok(0)
 }
 
 /// Sends one change, with the directory that it names.
-fn carry_out(client: &Client, mut change: Change, force: bool) -> anyhow::Result<()> {
+fn carry_out(
+    client: &Client,
+    mountpoint: &Path,
+    mut change: Change,
+    force: bool,
+) -> anyhow::Result<()> {
     let named = match &mut change {
         Change::AddBranch { branch, .. } | Change::Append(branch) | Change::Prepend(branch) => {
             Some((&mut branch.path, true))
@@ -161,6 +183,13 @@ fn carry_out(client: &Client, mut change: Change, force: bool) -> anyhow::Result
     if let Some(warnings) = result.get("warnings").and_then(Value::as_array) {
         let texts = warnings.iter().filter_map(Value::as_str);
         warn(&texts.map(str::to_owned).collect::<Vec<_>>());
+    }
+    if result.get("writable") == Some(&Value::Bool(true)) {
+        // A union without a writable branch was mounted readonly.
+        let done = unionfs::fuse::change_flags(mountpoint, &[MountSetting::ReadOnly(false)]);
+        if let Err(error) = done {
+            warn(&[format!("the mount stays readonly: {error}")]);
+        }
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 //! come as descriptors. A mount without a socket (that of a container) can be asked but not changed.
 
 pub mod ask;
+mod branches;
 pub mod client;
 pub mod live;
 pub mod moving;
@@ -14,6 +15,7 @@ pub mod protocol;
 pub mod query;
 pub mod server;
 mod text;
+pub mod users;
 mod wire;
 
 pub use ask::ask;

@@ -78,6 +78,8 @@ impl Adapter {
     /// request only: the reply, dropped on the way, says EIO, and the mount goes on.
     pub(super) fn run(&self, op: Op, body: impl FnOnce() -> bool) {
         let start = Instant::now();
+        // Branches do not come and go while a request is carried out.
+        let _inside = self.union.enter();
         let ok = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
             log::error!(
                 "{}: panic, answered with EIO: {}",

@@ -549,12 +549,20 @@ impl Filesystem for Adapter {
     fn releasedir(
         &self,
         _request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _fh: FileHandle,
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.answer(Op::Releasedir, reply, || Ok(()), |reply, ()| reply.ok());
+        self.answer(
+            Op::Releasedir,
+            reply,
+            || {
+                self.union.release_dir(node(ino));
+                Ok(())
+            },
+            |reply, ()| reply.ok(),
+        );
     }
 
     fn fsyncdir(

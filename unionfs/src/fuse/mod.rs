@@ -23,6 +23,8 @@ pub mod plan;
 pub mod session;
 mod xattr;
 
-pub use mount::{MountRequest, Mounted, check_mountpoint, mount, mount_detached, unmount};
+pub use mount::{
+    MountRequest, Mounted, change_flags, check_mountpoint, mount, mount_detached, unmount,
+};
 pub use plan::IoPlan;
 pub use session::{ServeConfig, ServeEnd, serve};

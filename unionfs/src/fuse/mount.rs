@@ -6,8 +6,10 @@
 use super::fusermount;
 use crate::errno::Errno;
 use crate::setup::SetupError;
-use crate::spec::MountFlags;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, open, statx};
+use crate::spec::{MountFlags, MountSetting};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, StatVfsMountFlags, StatxFlags, open, statx,
+};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags as KernelFlags, UnmountFlags,
     fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
@@ -129,6 +131,58 @@ fn mode_now(path: &Path) -> core::result::Result<u32, Errno> {
         Err(errno) => Err(errno),
     }
 }
+
+/// Changes flags of the mount at `path`, where they are not as asked already.
+///
+/// # Errors
+/// EBUSY: it is to be readonly, and files are open for writing. EPERM without CAP_SYS_ADMIN. Flags
+/// that only a new mount can have.
+pub fn change_flags(path: &Path, settings: &[MountSetting]) -> Result<()> {
+    if settings.is_empty() {
+        return Ok(());
+    }
+    let failed = |errno| {
+        let what = match errno {
+            Errno::BUSY => "files are open for writing: close them first",
+            Errno::PERM => "flags of a mount are changed by root",
+            _ => "flags of the mount cannot be changed",
+        };
+        path_error(path, what, errno)
+    };
+    let now = rustix::fs::statvfs(path).map_err(failed)?.f_flag;
+    let mut flags = KernelFlags::empty();
+    for (shown, flag) in SHOWN_FLAGS {
+        flags.set(*flag, now.contains(*shown));
+    }
+    let before = flags;
+    for setting in settings {
+        match setting {
+            MountSetting::ReadOnly(on) => flags.set(KernelFlags::RDONLY, *on),
+            MountSetting::Nodev(on) => flags.set(KernelFlags::NODEV, *on),
+            MountSetting::Nosuid(on) => flags.set(KernelFlags::NOSUID, *on),
+            MountSetting::Noexec(on) => flags.set(KernelFlags::NOEXEC, *on),
+            MountSetting::AllowOther(_) | MountSetting::Fsname(_) | MountSetting::Context(..) => {
+                let what = "only a new mount can have this option: unmount, and mount with it";
+                return Err(path_error(path, what, Errno::INVAL));
+            }
+        }
+    }
+    if flags == before {
+        return Ok(());
+    }
+    rustix::mount::mount_remount(path, flags, c"").map_err(failed)
+}
+
+/// Flags as statvfs(3) shows them, and as mount(2) takes them.
+const SHOWN_FLAGS: &[(StatVfsMountFlags, KernelFlags)] = &[
+    (StatVfsMountFlags::RDONLY, KernelFlags::RDONLY),
+    (StatVfsMountFlags::NODEV, KernelFlags::NODEV),
+    (StatVfsMountFlags::NOSUID, KernelFlags::NOSUID),
+    (StatVfsMountFlags::NOEXEC, KernelFlags::NOEXEC),
+    (StatVfsMountFlags::NOATIME, KernelFlags::NOATIME),
+    (StatVfsMountFlags::NODIRATIME, KernelFlags::NODIRATIME),
+    (StatVfsMountFlags::RELATIME, KernelFlags::RELATIME),
+];
 
 /// Opens the FUSE device.
 ///

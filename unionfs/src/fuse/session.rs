@@ -1,7 +1,7 @@
 //! [`serve`]: runs the request loop of one mount until the mount is gone.
 
 use super::adapter::Adapter;
-use super::notify::{EffectQueue, NotifyThread};
+use super::notify::{EffectQueue, NotifyThread, effects};
 use super::plan::IoPlan;
 use crate::errno::{Errno, Result};
 use crate::setup::SetupError;
@@ -103,6 +103,9 @@ fn run(
     session_config.n_threads = Some(config.threads.max(1));
     session_config.clone_fd = config.clone_device && config.threads > 1 && device_opens();
 
+    let notified = device
+        .try_clone()
+        .map_err(|error| system("cannot duplicate the FUSE device", &error))?;
     let session =
         Session::from_fd(adapter, device, SessionACL::All, session_config).map_err(|error| {
             system(
@@ -110,11 +113,11 @@ fn run(
                 &error,
             )
         })?;
-    let notify = config
-        .effects
-        .map(|queue| NotifyThread::start(queue, session.notifier()))
-        .transpose()
+    let queue = config.effects.unwrap_or_else(|| effects().1);
+    let sender = queue.sender();
+    let notify = NotifyThread::start(queue, session.notifier(), notified)
         .map_err(|error| system("cannot start the notification thread", &error))?;
+    union.set_sink(move |effect| sender.send(effect));
     let plan = settled.get().unwrap_or(&config.plan);
     log::info!("{plan}");
     if let Some(ready) = config.on_ready {
@@ -122,9 +125,7 @@ fn run(
     }
 
     let end = session.run();
-    if let Some(notify) = notify {
-        notify.stop();
-    }
+    notify.stop();
     match end {
         Err(error) if !connection_ended(&error) => {
             Err(system("the FUSE connection failed", &error))

@@ -89,10 +89,17 @@ impl<K: Copy + Eq + Hash> FdCache<K> {
 
     /// Drops the descriptor of `key`.
     pub fn remove(&self, key: K) {
-        let mut shard = self.shard(&key).lock();
-        if let Some(at) = shard.map.remove(&key) {
-            shard.slots[at] = None;
-            shard.free.push(at);
+        self.shard(&key).lock().remove(&key);
+    }
+
+    /// Drops the descriptors of which `keep` says no.
+    pub fn retain(&self, keep: impl Fn(&K) -> bool) {
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            let gone: Vec<K> = shard.map.keys().filter(|k| !keep(k)).copied().collect();
+            for key in gone {
+                shard.remove(&key);
+            }
         }
     }
 
@@ -119,6 +126,13 @@ impl<K: Copy + Eq + Hash> FdCache<K> {
 }
 
 impl<K: Copy + Eq + Hash> Shard<K> {
+    fn remove(&mut self, key: &K) {
+        if let Some(at) = self.map.remove(key) {
+            self.slots[at] = None;
+            self.free.push(at);
+        }
+    }
+
     /// Frees one slot: the first, from the hand on, that was not used since the hand last passed.
     fn evict(&mut self) -> usize {
         loop {
@@ -153,6 +167,8 @@ mod tests {
         assert!(cache.len() <= 64);
         cache.remove(999);
         assert!(cache.get(999).is_none());
+        cache.retain(|key| key % 2 == 0);
+        assert!(!cache.is_empty() && cache.get(998).is_some() && cache.get(997).is_none());
         cache.clear();
         assert!(cache.is_empty());
         assert_eq!(Arc::strong_count(&fd), 1);

@@ -72,6 +72,8 @@ pub struct Namespace {
     pub index: Option<Index>,
     /// Removed: nothing can be created in it any more.
     pub dead: bool,
+    /// The branches are others than those that the index was made of.
+    pub stale: bool,
 }
 
 /// The part that only directories have.
@@ -83,6 +85,9 @@ pub struct DirState {
     pub ns: RwLock<Namespace>,
     /// A leaf lock: held to clone or replace the value.
     layers: RwLock<Layered>,
+    /// A leaf lock. Instances that a change of the stack has hidden: no part of the directory any
+    /// more, but files that were known before are still reached through them.
+    hidden: RwLock<Layers>,
 }
 
 /// The layers of a directory and what is known of them.
@@ -105,6 +110,10 @@ pub struct Node {
     pub generation: u64,
     /// References the kernel holds.
     lookups: AtomicU64,
+    /// Opens that were answered and not released.
+    opens: AtomicU64,
+    /// The version of the stack that `home` and the layers are right for.
+    seen: AtomicU64,
     /// A leaf lock: held to read or replace the value, never over a system call.
     home: RwLock<Home>,
     /// Directories only.
@@ -130,6 +139,7 @@ impl Node {
                     layers,
                     guarded: None,
                 }),
+                hidden: RwLock::default(),
             })
         });
         Self {
@@ -137,6 +147,8 @@ impl Node {
             kind,
             generation,
             lookups: AtomicU64::new(0),
+            opens: AtomicU64::new(0),
+            seen: AtomicU64::new(0),
             home: RwLock::new(home),
             dir,
             change: RwLock::default(),
@@ -210,6 +222,55 @@ impl Node {
             .iter()
             .find(|l| l.branch == branch)
             .cloned()
+    }
+
+    /// Instances that a change of the stack has hidden.
+    pub fn hidden_layers(&self) -> Layers {
+        self.dir()
+            .map_or_else(Layers::default, |d| d.hidden.read().clone())
+    }
+
+    /// Replaces them.
+    pub fn set_hidden_layers(&self, layers: Layers) {
+        if let Some(dir) = self.dir() {
+            *dir.hidden.write() = layers;
+        }
+    }
+
+    /// The layer on a branch, also one that is hidden: to reach what was known before.
+    pub fn any_layer_on(&self, branch: BranchId) -> Option<Layer> {
+        self.layer_on(branch).or_else(|| {
+            let hidden = self.dir()?.hidden.read().clone();
+            hidden.iter().find(|l| l.branch == branch).cloned()
+        })
+    }
+
+    /// Counts an open.
+    pub fn count_open(&self) {
+        self.opens.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a release.
+    pub fn count_release(&self) {
+        // A stray one must not wrap.
+        let _ = self
+            .opens
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+    }
+
+    /// Opens that were answered and not released.
+    pub fn open_count(&self) -> u64 {
+        self.opens.load(Ordering::Relaxed)
+    }
+
+    /// The version of the stack that the node is right for.
+    pub fn seen(&self) -> u64 {
+        self.seen.load(Ordering::Acquire)
+    }
+
+    /// The node is right for this version of the stack.
+    pub fn mark_seen(&self, version: u64) {
+        self.seen.store(version, Ordering::Release);
     }
 
     /// References held by the kernel.

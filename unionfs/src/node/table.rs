@@ -144,6 +144,11 @@ impl NodeTable {
         dead
     }
 
+    /// All live nodes.
+    pub fn all(&self) -> Vec<Arc<Node>> {
+        self.nodes.iter().map(|n| n.value().clone()).collect()
+    }
+
     /// Live nodes.
     pub fn len(&self) -> usize {
         self.nodes.len()

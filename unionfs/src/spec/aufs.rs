@@ -186,6 +186,35 @@ pub fn parse_change(options: &OsStr) -> Result<Changes, SetupError> {
     parse(&text::tokens(options.as_bytes()), Unknown::Refuse)
 }
 
+/// What mount(8) adds to the options of a remount out of the mount table: it describes the mount as
+/// it is.
+const OF_THE_TABLE: &[&str] = &[
+    "remount",
+    "user_id",
+    "group_id",
+    "rootmode",
+    "fd",
+    "default_permissions",
+    "allow_other",
+    "blksize",
+    "max_read",
+    "defaults",
+];
+
+/// Parses the options of `mount -o remount,...`; `None` = they are those of a mount.
+///
+/// # Errors
+/// As [`parse_change`].
+pub fn parse_remount(options: &[OsString]) -> Option<Result<Changes, SetupError>> {
+    let tokens = options.iter().flat_map(|o| text::tokens(o.as_bytes()));
+    let mut tokens: Vec<Token<'_>> = tokens.collect();
+    if !tokens.iter().any(|t| &*t.name() == "remount") {
+        return None;
+    }
+    tokens.retain(|t| !OF_THE_TABLE.contains(&&*t.name()));
+    Some(parse(&tokens, Unknown::Refuse))
+}
+
 /// The union that the options of a mount ask for: plain options first, then branches, each from
 /// left to right.
 pub(super) fn mount_spec(tokens: &[Token<'_>], unknown: Unknown) -> Result<MountSpec, SetupError> {

@@ -37,17 +37,26 @@ struct Running<'a> {
 impl CopyUps {
     /// Starts one, or (`None`) waits until the one that runs has ended.
     fn start_or_wait(&self, node: NodeId) -> Option<Running<'_>> {
-        let mut running = self.running.lock();
-        if running.insert(node) {
-            return Some(Running {
-                copyups: self,
-                node,
-            });
+        let started = self.start(node);
+        if started.is_none() {
+            self.wait_for(node);
         }
+        started
+    }
+
+    /// Starts one; `None` = one is running.
+    fn start(&self, node: NodeId) -> Option<Running<'_>> {
+        self.running.lock().insert(node).then_some(Running {
+            copyups: self,
+            node,
+        })
+    }
+
+    fn wait_for(&self, node: NodeId) {
+        let mut running = self.running.lock();
         while running.contains(&node) {
             self.finished.wait(&mut running);
         }
-        None
     }
 }
 
@@ -56,6 +65,15 @@ impl Drop for Running<'_> {
         self.copyups.running.lock().remove(&self.node);
         self.copyups.finished.notify_all();
     }
+}
+
+/// How something is copied.
+#[derive(Clone, Copy, Default)]
+pub(super) struct How {
+    /// Only this many bytes will be needed.
+    keep: Option<u64>,
+    /// The branches may be changed while data is copied.
+    outside: bool,
 }
 
 /// A finished copy that has no name yet. Dropping it removes it.
@@ -90,13 +108,49 @@ impl Drop for Copy<'_> {
 }
 
 impl Union {
-    /// Makes sure that a node can be changed where it is.
+    /// Makes sure that a node can be changed where it is. The branches may be changed meanwhile:
+    /// for callers that hold on to this node only, which is right for them afterwards.
     pub(super) fn make_writable(&self, node: &Arc<Node>) -> Result<()> {
         self.copy_up(node, None)
     }
 
     /// As [`Self::make_writable`]; `keep`: only this many bytes will be needed.
     pub(super) fn copy_up(&self, node: &Arc<Node>, keep: Option<u64>) -> Result<()> {
+        let how = How {
+            keep,
+            outside: true,
+        };
+        loop {
+            let version = self.version();
+            if self.branch(node.inode().0)?.writable() {
+                return Ok(());
+            }
+            if node.kind == Kind::Dir {
+                let target = self.copy_up_target(node)?;
+                return self.make_dir_on(node, target);
+            }
+            if let Some(_running) = self.copyups.start(node.id) {
+                if self.branch(node.inode().0)?.writable() {
+                    return Ok(());
+                }
+                match self.copy_up_target(node) {
+                    Ok(target) => match self.copy_file(node, target, how) {
+                        Err(_) if self.version() != version => {}
+                        other => return other.map(|_| ()),
+                    },
+                    Err(err) => return Err(err),
+                }
+            } else {
+                self.gate.outside(|| self.copyups.wait_for(node.id));
+            }
+            if self.version() != version {
+                self.refresh(node);
+            }
+        }
+    }
+
+    /// As [`Self::make_writable`], while the branches stay as they are.
+    pub(super) fn make_writable_here(&self, node: &Arc<Node>) -> Result<()> {
         loop {
             if self.branch(node.inode().0)?.writable() {
                 return Ok(());
@@ -107,16 +161,11 @@ impl Union {
             }
             if let Some(_running) = self.copyups.start_or_wait(node.id) {
                 if !self.branch(node.inode().0)?.writable() {
-                    self.copy_up_file(node, keep)?;
+                    self.copy_file_to(node, self.copy_up_target(node)?)?;
                 }
                 return Ok(());
             }
         }
-    }
-
-    fn copy_up_file(&self, node: &Arc<Node>, keep: Option<u64>) -> Result<()> {
-        self.copy_file_to(node, self.copy_up_target(node)?, keep)
-            .map(|_| ())
     }
 
     /// Copies a non-directory to a writable branch above its own; the node is there then. Returns
@@ -125,8 +174,22 @@ impl Union {
         &self,
         node: &Arc<Node>,
         target: BranchId,
-        keep: Option<u64>,
     ) -> Result<(Arc<Branch>, RealStat)> {
+        let how = How {
+            keep: None,
+            outside: false,
+        };
+        self.copy_file(node, target, how)
+    }
+
+    /// STALE = the branches have changed meanwhile (`how.outside`).
+    fn copy_file(
+        &self,
+        node: &Arc<Node>,
+        target: BranchId,
+        how: How,
+    ) -> Result<(Arc<Branch>, RealStat)> {
+        let version = self.version();
         let target = self.branch(target)?;
         let store = target.store.as_ref().ok_or(Errno::ROFS)?;
         let home = node.home();
@@ -137,7 +200,10 @@ impl Union {
         let (source_branch, source) =
             self.with_place(node, |b, loc| Ok((b.clone(), loc.clone())))?;
         let stat = source.stat()?;
-        let mut copy = self.build_copy(store, &target, &source_branch, &source, &stat, keep)?;
+        let mut copy = self.build_copy(store, &target, &source_branch, &source, &stat, how)?;
+        if self.version() != version {
+            return Err(Errno::STALE);
+        }
         self.publish(node, &target, &stat, &mut copy)?;
         Ok((source_branch, stat))
     }
@@ -154,6 +220,15 @@ impl Union {
         }
     }
 
+    /// Something long that needs no branch to stay a member.
+    fn apart<T>(&self, how: How, work: impl FnOnce() -> T) -> T {
+        if how.outside {
+            self.gate.outside(work)
+        } else {
+            work()
+        }
+    }
+
     /// Builds the copy in the store, complete with attributes, and makes its data durable.
     pub(super) fn build_copy<'a>(
         &self,
@@ -162,7 +237,7 @@ impl Union {
         source_branch: &Branch,
         source: &Loc,
         stat: &RealStat,
-        keep: Option<u64>,
+        how: How,
     ) -> Result<Copy<'a>> {
         let temp = store.temp_name();
         let mut copy = Copy {
@@ -180,8 +255,8 @@ impl Union {
                 let size = stat_fd(&from)?.size;
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let file = openat(dir, &*copy.temp, flags, Mode::from_bits_truncate(0o600))?;
-                let wanted = keep.unwrap_or(size).min(size);
-                copy_data(&from, &file, wanted, wanted == size)?;
+                let wanted = how.keep.unwrap_or(size).min(size);
+                self.apart(how, || copy_data(&from, &file, wanted, wanted == size))?;
                 copy.file = Some(Arc::new(file));
             }
             Kind::Symlink => rustix::fs::symlinkat(source.readlink()?, dir, &*copy.temp)?,
@@ -197,7 +272,7 @@ impl Union {
             loc.chmod(stat.mode | 0o700)?;
         }
         if let (Some(file), false) = (&copy.file, self.options().volatile) {
-            rustix::fs::fsync(&**file)?;
+            self.apart(how, || rustix::fs::fsync(&**file))?;
         }
         copy.stat = loc.stat()?;
         Ok(copy)
@@ -397,7 +472,14 @@ impl Union {
         let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
         let (source_branch, source) = self.place_locked(node)?;
         let stat = source.stat()?;
-        let mut copy = self.build_copy(store, &branch, &source_branch, &source, &stat, None)?;
+        let mut copy = self.build_copy(
+            store,
+            &branch,
+            &source_branch,
+            &source,
+            &stat,
+            How::default(),
+        )?;
         self.note_strangers(&parent, &mut above);
         let dir = self.dir_fd_on(&parent, target)?;
         let before = stat_fd(&dir)?;

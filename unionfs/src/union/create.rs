@@ -242,6 +242,7 @@ impl Union {
         let (node, _) = self.nodes.get_or_insert(id, 1, || {
             Node::new(id, stat.kind(), self.generation(), home, layers)
         });
+        node.mark_seen(self.version());
         if let Some(dir) = node.dir()
             && self.options().udba == crate::spec::Udba::None
         {
@@ -287,7 +288,7 @@ impl Union {
         }
         self.may_change(&parent)?;
         let _stays = node.change.read();
-        self.make_writable(&node)?;
+        self.make_writable_here(&node)?;
         let target = self.branch(node.inode().0)?;
         if !self.shows(&parent, &target, name)? {
             return Err(Errno::XDEV);

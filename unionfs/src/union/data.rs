@@ -85,14 +85,16 @@ impl Union {
             }
             _ => return Ok(()),
         };
-        if let Some(store) = &branch.store {
-            store.sync()?;
-        }
-        if datasync {
-            rustix::fs::fdatasync(&*fd)
-        } else {
-            rustix::fs::fsync(&*fd)
-        }
+        self.gate.outside(|| {
+            if let Some(store) = &branch.store {
+                store.sync()?;
+            }
+            if datasync {
+                rustix::fs::fdatasync(&*fd)
+            } else {
+                rustix::fs::fsync(&*fd)
+            }
+        })
     }
 
     /// FALLOCATE, `mode` as in fallocate(2).
@@ -129,20 +131,18 @@ impl Union {
         to: (NodeId, u64),
         length: u64,
     ) -> Result<usize> {
-        let (source, target) = (self.node(from.0)?, self.node(to.0)?);
+        let target = self.node(to.0)?;
         let _stays = target.change.read();
         let target = self.writable_fd(&target)?;
         // After the copy-up: source and target may be one file.
-        let source = self.data_fd(&source)?;
+        let source = self.data_fd(&self.node(from.0)?)?;
         let (mut read_at, mut write_at) = (from.1, to.1);
         let want = length.min(COPY_MAX) as usize;
-        match rustix::fs::copy_file_range(
-            &*source,
-            Some(&mut read_at),
-            &*target,
-            Some(&mut write_at),
-            want,
-        ) {
+        let copied = self.gate.outside(|| {
+            let (from, to) = (Some(&mut read_at), Some(&mut write_at));
+            rustix::fs::copy_file_range(&*source, from, &*target, to, want)
+        });
+        match copied {
             // The kernel then reads and writes itself.
             Err(Errno::XDEV | Errno::NOSYS) => Err(Errno::OPNOTSUPP),
             other => other,

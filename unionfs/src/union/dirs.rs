@@ -73,7 +73,7 @@ impl Union {
             }
             None => {
                 let parent = home.parent.as_ref().ok_or(Errno::STALE)?;
-                let above = parent.layer_on(layer.branch).ok_or(Errno::STALE)?;
+                let above = parent.any_layer_on(layer.branch).ok_or(Errno::STALE)?;
                 open_subdir(self.dir_fd(parent, &above)?, &home.name)?
             }
         };
@@ -164,7 +164,7 @@ impl Union {
             }
             Place::Named => {
                 let parent = home.parent.as_ref().ok_or(Errno::STALE)?;
-                Ok(Loc::at(self.dir_fd_on(parent, home.branch)?, &home.name))
+                Ok(Loc::at(self.reach_dir_on(parent, home.branch)?, &home.name))
             }
         }
     }
@@ -175,7 +175,7 @@ impl Union {
         let mut parts: Vec<Vec<u8>> = Vec::new();
         let mut current = node.clone();
         while current.id != NodeId::ROOT {
-            let layer = current.layer_on(branch).ok_or(Errno::STALE)?;
+            let layer = current.any_layer_on(branch).ok_or(Errno::STALE)?;
             if let Some(path) = layer.path {
                 parts.push(path.to_vec());
                 break;

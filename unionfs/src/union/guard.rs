@@ -21,7 +21,7 @@ impl Union {
         if self.options().dirperm1 {
             return false;
         }
-        match self.nodes.get(dir) {
+        match self.known(dir) {
             Some(node) if node.kind == Kind::Dir => {
                 node.guarded().unwrap_or_else(|| self.find_guarded(&node))
             }
@@ -80,7 +80,7 @@ impl Union {
         if self.options().dirperm1 {
             return None;
         }
-        let node = self.nodes.get(dir).filter(|n| n.kind == Kind::Dir)?;
+        let node = self.known(dir).filter(|n| n.kind == Kind::Dir)?;
         let parent = node.home().parent?.id;
         self.guarded(parent).then_some(parent)
     }

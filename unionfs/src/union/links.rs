@@ -38,6 +38,14 @@ impl LinkTable {
         self.used.load(Ordering::Relaxed) == 0
     }
 
+    /// Forgets what the books say, which are about to be read again.
+    pub(super) fn clear(&self) {
+        let named = |node: &NodeId| !self.unnamed.contains_key(node);
+        self.plinks.clear();
+        self.deltas.retain(|node, _| !named(node));
+        self.used.store(self.deltas.len(), Ordering::Relaxed);
+    }
+
     pub(super) fn plink(&self, node: NodeId) -> Option<Plink> {
         if self.is_empty() {
             None

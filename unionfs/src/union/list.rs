@@ -20,6 +20,7 @@ impl Union {
     pub fn open_dir(&self, node: NodeId) -> Result<Opened> {
         let node = self.dir_node(node)?;
         self.copy_on_open(&node)?;
+        node.count_open();
         Ok(Opened {
             keep_cache: self.options().udba == crate::spec::Udba::None,
             passthrough: false,

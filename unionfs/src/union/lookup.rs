@@ -40,13 +40,18 @@ impl Union {
                     Ok(child) => child,
                     // Gone behind the union's back. (ESTALE is passed on: it may be a race, and
                     // an absent name would be remembered.)
-                    Err(Errno::NOENT) => return Ok(Lookup::Absent),
+                    Err(Errno::NOENT) => return Ok(self.tell_absent(&parent, name)),
                     Err(err) => return Err(err),
                 },
-                Found::Whiteout | Found::Absent => return Ok(Lookup::Absent),
+                Found::Whiteout | Found::Absent => return Ok(self.tell_absent(&parent, name)),
             }
         };
         self.entry(&child).map(Lookup::Found)
+    }
+
+    fn tell_absent(&self, parent: &Node, name: &[u8]) -> Lookup {
+        self.note_absent(parent, name);
+        Lookup::Absent
     }
 
     /// For exporting over NFS.
@@ -99,7 +104,7 @@ impl Union {
         }
     }
 
-    fn file_child(
+    pub(super) fn file_child(
         &self,
         parent: &Arc<Node>,
         name: &[u8],
@@ -131,9 +136,20 @@ impl Union {
         };
         let make = || Node::new(id, stat.kind(), self.generation(), home.clone(), None);
         let (node, existed) = self.nodes.get_or_insert(id, references, make);
+        let version = self.version();
+        let stale = existed && node.seen() != version;
+        // Not right for the present branches: what its name shows is what it is.
+        let homeless = stale && self.stack().get(node.inode().0).is_none();
+        if stale
+            && let Some(plink) = plink
+            && node.inode() != (plink.branch, plink.real)
+        {
+            self.data_moved(&node, node.inode().0);
+            node.update_home(|h| *h = home.clone());
+        }
         let mut elsewhere = node.inode() != (found.top, stat.ino);
         if existed && elsewhere && self.links.plink(id).is_none() {
-            if !node.is_at(parent.id, name) {
+            if !node.is_at(parent.id, name) && !homeless {
                 // Another file has this number: one that was copied from a file that is gone, or
                 // from a filesystem that had another place. The two must never be one node.
                 drop(node);
@@ -142,21 +158,24 @@ impl Union {
                 return self.file_child(parent, name, found, stat, references);
             }
             // Its copy was removed behind the union's back: the name is what lies below again.
-            self.data_fds.remove((id, node.inode().0));
+            self.data_moved(&node, node.inode().0);
             node.update_home(|h| *h = home.clone());
             elsewhere = false;
         }
         if existed && !elsewhere {
             node.update_home(|h| {
                 // It was reached by a descriptor or a pseudo-link only; now it has a name again.
-                if !h.linked || !matches!(h.place, Place::Named) {
+                if stale || !h.linked || !matches!(h.place, Place::Named) {
                     (h.parent, h.name) = (home.parent, home.name);
                     (h.linked, h.place) = (true, Place::Named);
                 }
             });
-            if stat.nlink > 1 && !node.is_at(parent.id, name) {
-                self.names.add(id, parent.id, name);
-            }
+        }
+        if existed && stat.nlink > 1 && !node.is_at(parent.id, name) {
+            self.names.add(id, parent.id, name);
+        }
+        if !existed || (stale && !elsewhere) {
+            node.mark_seen(version);
         }
         Child {
             node,
@@ -182,10 +201,12 @@ impl Union {
             // The same directory at two places (overlapping branches), or a number used again.
             id = self.inos.alias(parent.id, name);
         }
-        let known = self
-            .nodes
-            .get(id)
-            .filter(|n| n.is_at(parent.id, name) && n.layers().len() == found.layers.len());
+        let version = self.version();
+        let known = self.nodes.get(id).filter(|n| {
+            n.seen() == version
+                && n.is_at(parent.id, name)
+                && n.layers().len() == found.layers.len()
+        });
         if let Some(known) = known
             && !self.revalidates()
             && known.inode() == (found.top, stat.ino)
@@ -202,6 +223,13 @@ impl Union {
             }
         }
         let (layers, fds) = self.find_layers(parent, name, found, &stat, dir)?;
+        if version > 0
+            && self.nodes.get(id).is_none()
+            && let Some(node) = self.stale_dir(parent, name, &fds)
+        {
+            id = node.id;
+            self.keep_number(&node, &stat);
+        }
         let home = Home {
             parent: Some(parent.clone()),
             name: Name::from_slice(name),
@@ -220,9 +248,12 @@ impl Union {
             )
         };
         let (node, existed) = self.nodes.get_or_insert(id, references, make);
-        if existed {
+        if existed && node.seen() != version {
+            self.replace_layers(&node, home, layers);
+        } else if existed {
             self.refresh_dir(&node, home, layers);
         }
+        node.mark_seen(version);
         for (branch, fd) in fds {
             self.dir_fds.insert((id, branch), Arc::new(fd));
         }
@@ -231,6 +262,23 @@ impl Union {
             stat,
             elsewhere: false,
         })
+    }
+
+    /// A node of this directory that is not right for the present branches: another one was its
+    /// topmost instance.
+    fn stale_dir(
+        &self,
+        parent: &Arc<Node>,
+        name: &[u8],
+        fds: &[(BranchId, OwnedFd)],
+    ) -> Option<Arc<Node>> {
+        let version = self.version();
+        let numbers = fds
+            .iter()
+            .filter_map(|(_, fd)| Some(self.inos.number(&stat_fd(fd).ok()?)));
+        numbers
+            .filter_map(|number| self.nodes.get(number))
+            .find(|n| n.kind == Kind::Dir && n.seen() != version && n.is_at(parent.id, name))
     }
 
     fn revalidates(&self) -> bool {
@@ -273,7 +321,7 @@ impl Union {
     }
 
     /// The branch directories that make up `name`, with descriptors of those that were opened.
-    fn find_layers(
+    pub(super) fn find_layers(
         &self,
         parent: &Arc<Node>,
         name: &[u8],

@@ -3,14 +3,18 @@
 //! Each file of this module is one group of operations. They all follow the same three steps: find
 //! out what the branches say, decide, act on one writable branch.
 
+mod absent;
 mod attr;
+mod change;
 mod copyup;
 mod create;
 mod data;
 mod dirs;
 mod discard;
 mod exchange;
+mod gate;
 mod guard;
+mod held;
 mod links;
 mod list;
 mod live;
@@ -25,6 +29,7 @@ mod open;
 mod placement;
 mod plinks;
 mod redirect;
+mod refresh;
 mod remove;
 mod rename;
 mod setup;
@@ -39,16 +44,21 @@ use crate::node::{FdCache, Node, NodeTable};
 use crate::spec::{Options, Udba};
 use crate::stack::Stack;
 use crate::types::*;
+pub use change::LiveError;
+pub use held::OnlyThere;
+
+use absent::AbsentNames;
 use copyup::CopyUps;
 use discard::Trash;
+use gate::{Gate, Inside};
 use links::LinkTable;
 use names::KnownNames;
 use open::OpenTable;
 use parking_lot::Mutex;
 use placement::Placement;
 use redirect::Redirects;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// A mounted or mountable union. All methods may be called from any thread at once.
@@ -81,7 +91,18 @@ pub struct Union {
     privileged: bool,
     /// Some owners have no id here.
     in_userns: bool,
+    /// Where effects go.
+    sink: OnceLock<Sink>,
+    /// Operations are inside, changes of the stack close it.
+    gate: Gate,
+    /// Counts the changes of the stack.
+    version: AtomicU64,
+    /// The next branch that is added gets this identity.
+    next_branch: AtomicU32,
+    absent: AbsentNames,
 }
+
+struct Sink(Box<dyn Fn(Effect) + Send + Sync>);
 
 /// "For ever", as far as a kernel cache is concerned.
 const FOREVER: Duration = Duration::from_secs(1 << 30);
@@ -100,6 +121,26 @@ impl Union {
     /// The branches as they stand now.
     pub fn stack(&self) -> Arc<Stack> {
         self.stack.load_full()
+    }
+
+    /// From now on what the kernel should know without having asked goes here; one sink for the
+    /// life of the union. The sink must not wait for anything.
+    pub fn set_sink(&self, sink: impl Fn(Effect) + Send + Sync + 'static) {
+        if self.sink.set(Sink(Box::new(sink))).is_err() {
+            log::error!("the union is served twice");
+        }
+    }
+
+    fn tell(&self, effect: Effect) {
+        if let Some(sink) = self.sink.get() {
+            (sink.0)(effect);
+        }
+    }
+
+    /// Begins an operation: the branches stay as they are until the result is dropped. Waits while
+    /// they are changed. Everything that may run beside live changes is done within.
+    pub fn enter(&self) -> Inside<'_> {
+        self.gate.enter()
     }
 
     /// How long the kernel may trust answers.
@@ -125,7 +166,7 @@ impl Union {
 
     fn drop_caches_of(&self, node: &Node) {
         if node.kind == Kind::Dir {
-            for layer in node.layers().iter() {
+            for layer in node.layers().iter().chain(node.hidden_layers().iter()) {
                 self.dir_fds.remove((node.id, layer.branch));
             }
         } else {
@@ -159,7 +200,7 @@ impl Union {
     }
 
     fn node(&self, id: NodeId) -> Result<Arc<Node>> {
-        self.nodes.get(id).ok_or(Errno::STALE)
+        self.known(id).ok_or(Errno::STALE)
     }
 
     fn dir_node(&self, id: NodeId) -> Result<Arc<Node>> {

@@ -70,7 +70,15 @@ impl KnownNames {
         }
     }
 
-    fn of(&self, node: NodeId) -> Vec<KnownName> {
+    /// All of them.
+    pub(super) fn all(&self) -> Vec<KnownName> {
+        self.by_node
+            .iter()
+            .flat_map(|n| n.value().clone())
+            .collect()
+    }
+
+    pub(super) fn of(&self, node: NodeId) -> Vec<KnownName> {
         if self.is_empty() {
             return Vec::new();
         }

@@ -101,6 +101,9 @@ impl Union {
         if ns.dead {
             return false;
         }
+        if ns.stale && ns.index.is_some() {
+            return true;
+        }
         match (&ns.index, self.options().udba) {
             (None, _) => {
                 let options = self.options();
@@ -119,6 +122,7 @@ impl Union {
     pub(super) fn load(&self, node: &Arc<Node>, ns: &mut Namespace) -> Result<()> {
         let layers = node.layers();
         if let Some(index) = &mut ns.index
+            && !ns.stale
             && self.unchanged(node, index)?
         {
             index.checked = Instant::now();
@@ -147,6 +151,7 @@ impl Union {
             self.read_layer(&branch, &listing, &mut index)?;
         }
         ns.index = Some(index);
+        ns.stale = false;
         Ok(())
     }
 
@@ -271,7 +276,7 @@ impl Union {
     }
 
     /// Asks the branches: of a directory that lies on one, or that may not be listed.
-    fn probe(&self, node: &Arc<Node>, name: &[u8]) -> Result<Found> {
+    pub(super) fn probe(&self, node: &Arc<Node>, name: &[u8]) -> Result<Found> {
         let layers = node.layers();
         let mut found = Found::Absent;
         for layer in layers.iter().filter(|l| !l.sealed) {

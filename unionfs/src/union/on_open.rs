@@ -83,8 +83,7 @@ impl Union {
         if node.inode().0 != from.id {
             return Ok(None);
         }
-        self.copy_file_to(node, target, None)
-            .map(|(_, stat)| Some(stat))
+        self.copy_file_to(node, target).map(|(_, stat)| Some(stat))
     }
 
     /// From one writable branch to another: changes of the file wait meanwhile.

@@ -44,6 +44,15 @@ impl OpenTable {
         }
     }
 
+    /// Drops the descriptors on a branch.
+    pub(super) fn unpin(&self, branch: BranchId) {
+        for mut file in self.files.iter_mut() {
+            if file.pinned.as_ref().is_some_and(|(b, _)| *b == branch) {
+                file.pinned = None;
+            }
+        }
+    }
+
     fn pinned(&self, node: NodeId, branch: BranchId) -> Option<Arc<OwnedFd>> {
         let file = self.files.get(&node)?;
         file.pinned
@@ -72,6 +81,7 @@ impl Union {
             passthrough: branch.writable(),
         };
         if node.kind != Kind::File {
+            node.count_open();
             return Ok(opened);
         }
         let reval = matches!(self.options().udba, Udba::Reval(_));
@@ -92,6 +102,7 @@ impl Union {
             file.stamp = stamp;
             file.pinned = pinned.or(file.pinned.take());
         }
+        node.count_open();
         Ok(opened)
     }
 
@@ -104,6 +115,7 @@ impl Union {
 
     /// RELEASE of one [`Self::open_node`] or [`Self::create`].
     pub fn release(&self, node: NodeId) {
+        self.release_dir(node);
         if let Some(mut file) = self.opens.files.get_mut(&node) {
             file.count = file.count.saturating_sub(1);
             if file.count == 0 {
@@ -112,8 +124,16 @@ impl Union {
         }
     }
 
+    /// RELEASEDIR of one [`Self::open_dir`].
+    pub fn release_dir(&self, node: NodeId) {
+        if let Some(node) = self.nodes.get(node) {
+            node.count_release();
+        }
+    }
+
     /// The new file of CREATE is open already.
     pub(super) fn opened_new(&self, node: &Node, branch: BranchId, fd: Arc<OwnedFd>) {
+        node.count_open();
         self.data_fds.insert((node.id, branch), fd.clone());
         if !self.privileged {
             let mut file = self.opens.files.entry(node.id).or_default();

@@ -35,6 +35,13 @@ struct FreeSpace {
 /// By position.
 type Flags = SmallVec<[bool; 16]>;
 
+impl Placement {
+    /// The branches have changed: what was known of them is worth nothing.
+    pub(super) fn forget(&self) {
+        *self.free.lock() = None;
+    }
+}
+
 impl Union {
     /// EROFS unless names of this directory may be changed (see [`policy::may_change_names`]).
     pub(super) fn may_change(&self, dir: &Node) -> Result<()> {

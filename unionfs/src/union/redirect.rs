@@ -80,6 +80,12 @@ impl Redirects {
         Ok(())
     }
 
+    /// Forgets what a branch has recorded.
+    pub(super) fn unload(&self, branch: BranchId) {
+        self.by_inode.retain(|(id, _), _| *id != branch);
+        self.count.store(self.by_inode.len(), Ordering::Relaxed);
+    }
+
     fn insert(&self, branch: BranchId, real: u64, redirect: Redirect) {
         if self.by_inode.insert((branch, real), redirect).is_none() {
             self.count.fetch_add(1, Ordering::Relaxed);

@@ -66,7 +66,7 @@ impl Union {
         let physical = found.top == target.id;
         let whiteout = found.below || !physical;
         let stat = stat_at(self.dir_fd_on(parent, found.top)?, name)?;
-        let node = self.nodes.get(self.inos.number(&stat));
+        let node = self.known_file(parent, name, found, &stat);
         let leaving = self.before_removal(node.as_ref(), (parent, name), &[parent.id])?;
         remove_file(target, &dir, name, physical, whiteout)?;
         if let Some(index) = &mut ns.index {

@@ -231,7 +231,7 @@ impl Union {
             self.make_dir_on(node, branch.id)?;
             return Ok(held);
         }
-        self.make_writable(node)?;
+        self.make_writable_here(node)?;
         if node.inode().0 != branch.id {
             // It is on another writable branch: the caller (mv) copies.
             return Err(Errno::XDEV);

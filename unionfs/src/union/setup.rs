@@ -1,7 +1,9 @@
 //! Building a union from what was asked for.
 
+use super::absent::AbsentNames;
 use super::copyup::CopyUps;
 use super::discard::Trash;
+use super::gate::Gate;
 use super::links::{LinkTable, Plink};
 use super::names::KnownNames;
 use super::open::OpenTable;
@@ -21,8 +23,9 @@ use crate::sys::{Name, creds};
 use crate::types::{Kind, NodeId};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use smallvec::SmallVec;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::{Arc, OnceLock};
 
 impl Union {
     /// Opens the branches, takes the locks of the writable ones, reads their bookkeeping.
@@ -45,13 +48,13 @@ impl Union {
             .chain(branches.iter());
         let inos = InoMap::new(first.map(|b| (b.dev, b.fs)));
         let (links, redirects) = (LinkTable::default(), Redirects::default());
-        number_sources(&opened, &inos);
-        for (branch, recovered) in &opened {
-            recover(branch, recovered, &inos, &links);
+        learn(&opened, &inos, &links);
+        for branch in &branches {
             redirects.load(branch)?;
         }
         note_stack(&branches);
         let budget = descriptor_budget();
+        let next_branch = AtomicU32::new(branches.len() as u32);
         let root = Arc::new(root_node(&branches));
         Ok(Self {
             options: ArcSwap::from_pointee(spec.options.clone()),
@@ -73,6 +76,11 @@ impl Union {
             hidden: Vec::new(),
             privileged: creds::is_privileged(),
             in_userns: in_userns(),
+            sink: OnceLock::new(),
+            gate: Gate::default(),
+            version: AtomicU64::new(0),
+            next_branch,
+            absent: AbsentNames::default(),
         })
     }
 }
@@ -142,8 +150,16 @@ pub(super) fn refuse_unsupported_options(o: &Options) -> Result<(), SetupError> 
     Ok(())
 }
 
+/// Takes over what the books of the writable branches say.
+pub(super) fn learn(opened: &[(Arc<Branch>, Recovered)], inos: &InoMap, links: &LinkTable) {
+    number_sources(opened, inos);
+    for (branch, recovered) in opened {
+        recover(branch, recovered, inos, links);
+    }
+}
+
 /// Each writable branch remembers what it was mounted with.
-fn note_stack(branches: &[Arc<Branch>]) {
+pub(super) fn note_stack(branches: &[Arc<Branch>]) {
     use std::os::unix::ffi::OsStrExt;
     for branch in branches {
         let all = branches
@@ -224,8 +240,9 @@ fn recover(branch: &Arc<Branch>, recovered: &Recovered, inos: &InoMap, links: &L
     }
 }
 
-fn root_node(branches: &[Arc<Branch>]) -> Node {
-    let mut layers: Vec<Layer> = Vec::new();
+/// The layers of the root.
+pub(super) fn root_layers(branches: &[Arc<Branch>]) -> SmallVec<[Layer; 2]> {
+    let mut layers = SmallVec::new();
     for branch in branches {
         layers.push(Layer {
             branch: branch.id,
@@ -238,6 +255,11 @@ fn root_node(branches: &[Arc<Branch>]) -> Node {
             break;
         }
     }
+    layers
+}
+
+fn root_node(branches: &[Arc<Branch>]) -> Node {
+    let layers = root_layers(branches);
     let home = Home {
         parent: None,
         name: Name::new(),
@@ -246,13 +268,7 @@ fn root_node(branches: &[Arc<Branch>]) -> Node {
         real: branches[0].root_ino,
         place: Place::Named,
     };
-    Node::new(
-        NodeId::ROOT,
-        Kind::Dir,
-        0,
-        home,
-        Some(Layers::new(layers.into())),
-    )
+    Node::new(NodeId::ROOT, Kind::Dir, 0, home, Some(Layers::new(layers)))
 }
 
 impl From<Errno> for SetupError {

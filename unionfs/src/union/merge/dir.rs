@@ -11,7 +11,7 @@ use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::{Loc, RealStat};
 use crate::types::{Kind, NodeId};
 use crate::union::Union;
-use crate::union::copyup::rename_new;
+use crate::union::copyup::{How, rename_new};
 use crate::whiteout::OPAQUE;
 use rustix::fd::OwnedFd;
 use rustix::fs::AtFlags;
@@ -153,7 +153,8 @@ impl Union {
         let dir = self.dir_fd_on(node, way.from.id)?;
         let source = Loc::dir(dir.clone());
         let stat = source.stat()?;
-        let mut copy = self.build_copy(store, &way.to, &way.from, &source, &stat, None)?;
+        let mut copy =
+            self.build_copy(store, &way.to, &way.from, &source, &stat, How::default())?;
         let fd = Arc::new(open_subdir(store.tmp(), &copy.temp)?);
         let needed = way.options.keep_whiteouts
             || way.to.has_whiteout(&lower, name)?

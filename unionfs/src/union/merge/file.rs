@@ -11,7 +11,7 @@ use crate::sys::stat::stat_at;
 use crate::sys::{Name, RealStat};
 use crate::types::{Kind, Timestamp};
 use crate::union::Union;
-use crate::union::copyup::Copy;
+use crate::union::copyup::{Copy, How};
 use crate::union::rename::At;
 use rustix::fd::OwnedFd;
 use rustix::fs::AtFlags;
@@ -47,7 +47,8 @@ impl Union {
                 break;
             }
             let settled = is_older(stat.ctime, TICK);
-            let mut copy = self.build_copy(store, &way.to, &way.from, &loc, &stat, None)?;
+            let mut copy =
+                self.build_copy(store, &way.to, &way.from, &loc, &stat, How::default())?;
             let _nobody_changes = node.change.write();
             if settled && same_file(&stat, &place()?.1) {
                 return self.switch(way, parent, name, node, &stat, &mut copy);
@@ -58,7 +59,7 @@ impl Union {
         if branch != way.from.id {
             return Ok(Outcome::Left(Reason::Changed));
         }
-        let mut copy = self.build_copy(store, &way.to, &way.from, &loc, &stat, None)?;
+        let mut copy = self.build_copy(store, &way.to, &way.from, &loc, &stat, How::default())?;
         self.switch(way, parent, name, node, &stat, &mut copy)
     }
 

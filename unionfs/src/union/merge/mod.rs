@@ -220,7 +220,7 @@ impl Union {
         f()
     }
 
-    fn is_busy(&self, node: NodeId) -> bool {
+    pub(super) fn is_busy(&self, node: NodeId) -> bool {
         self.moving.busy.get().is_some_and(|check| check(node))
     }
 
