@@ -110,3 +110,97 @@ fn names_below_a_readonly_top_cannot_be_changed() {
     }
     assert_eq!(union.on_branch("b1/d/y"), "changed in place");
 }
+
+#[test]
+fn a_file_that_is_renamed_over_one_of_a_higher_branch_is_brought_there_with_its_links() {
+    if !is_root() {
+        return;
+    }
+    let mut union = Fixture::new();
+    union.put("b0/t", "old");
+    union.put("b1/d/a", "data");
+    union.put_link("b1/d/a", "b1/d/b");
+    let branches = ["b0=rw", "b1=rw"];
+    union.open(&branches, "");
+    let open = union.node("d/b");
+    let number = union.attr("d/a").ino;
+    union.rename("d/a", "t").unwrap();
+    assert_eq!(union.on_branch("b0/t"), "data");
+    assert_eq!(union.attr("t").ino, number);
+    for remounted in [false, true] {
+        if remounted {
+            union.open(&branches, "");
+        } else {
+            union.write_node(open, "new").unwrap();
+        }
+        assert_eq!(
+            (union.read("t"), union.read("d/b")),
+            ("new".into(), "new".into())
+        );
+        assert_eq!(union.attr("t").nlink, 2);
+    }
+    // The other name lies on the lower branch only, and goes with the copy all the same.
+    union.rename("d/b", "d/c").unwrap();
+    assert_eq!(
+        (union.read("d/c"), union.attr("t").nlink),
+        ("new".into(), 2)
+    );
+    union.unlink("t").unwrap();
+    union.open(&branches, "");
+    assert_eq!(
+        (union.read("d/c"), union.attr("d/c").nlink),
+        ("new".into(), 1)
+    );
+    assert_eq!(union.names("d"), ["c"]);
+}
+
+#[test]
+fn the_last_name_on_a_lower_branch_is_counted_when_it_is_removed_there() {
+    if !is_root() {
+        return;
+    }
+    let mut union = Fixture::new();
+    union.put("b0/t", "old");
+    union.put("b1/a", "data");
+    union.put_link("b1/a", "b1/b");
+    union.open(&["b0=rw", "b1=rw"], "");
+    union.rename("a", "t").unwrap();
+    union.unlink("b").unwrap();
+    assert_eq!(
+        (union.attr("t").nlink, union.names("")),
+        (1, vec!["t".into()])
+    );
+    union.open(&["b0=rw", "b1=rw"], "");
+    assert_eq!((union.read("t"), union.attr("t").nlink), ("data".into(), 1));
+}
+
+#[test]
+fn a_write_that_runs_while_its_file_is_brought_up_is_not_lost() {
+    if !is_root() {
+        return;
+    }
+    let mut union = Fixture::new();
+    union.put("b0/t", "old");
+    union.put("b1/a", &"x".repeat(1 << 20));
+    union.open(&["b0=rw", "b1=rw"], "udba=none,volatile");
+    let node = union.node("a");
+    let core = union.union();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for at in 0..4096u64 {
+                core.write(node, at * 256, b"y", false).unwrap();
+            }
+        });
+        let root = unionfs::types::NodeId::ROOT;
+        core.rename(
+            &union.caller,
+            (root, b"a"),
+            (root, b"t"),
+            unionfs::types::RenameFlags::empty(),
+        )
+        .unwrap();
+        writer.join().unwrap();
+    });
+    let data = fs::read(union.path("b0/t")).unwrap();
+    assert!(data.iter().step_by(256).all(|b| *b == b'y'));
+}

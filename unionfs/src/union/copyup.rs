@@ -149,25 +149,6 @@ impl Union {
         }
     }
 
-    /// As [`Self::make_writable`], while the branches stay as they are.
-    pub(super) fn make_writable_here(&self, node: &Arc<Node>) -> Result<()> {
-        loop {
-            if self.branch(node.inode().0)?.writable() {
-                return Ok(());
-            }
-            if node.kind == Kind::Dir {
-                let target = self.copy_up_target(node)?;
-                return self.make_dir_on(node, target);
-            }
-            if let Some(_running) = self.copyups.start_or_wait(node.id) {
-                if !self.branch(node.inode().0)?.writable() {
-                    self.copy_file_to(node, self.copy_up_target(node)?)?;
-                }
-                return Ok(());
-            }
-        }
-    }
-
     /// Copies a non-directory to a writable branch above its own; the node is there then. Returns
     /// what it was copied from.
     pub(super) fn copy_file_to(
@@ -227,6 +208,22 @@ impl Union {
         } else {
             work()
         }
+    }
+
+    /// Brings a non-directory to `target`, a writable branch above its own (which may be writable
+    /// too: changes of the file wait meanwhile). If somebody else moved it, it may be elsewhere
+    /// afterwards. The caller holds no directory lock and not the node's `change`.
+    pub(super) fn bring_up(&self, node: &Arc<Node>, target: BranchId) -> Result<()> {
+        let _nobody_changes = node.change.write();
+        while self.is_above(target, node.inode().0) {
+            self.copying(node, || {
+                if self.is_above(target, node.inode().0) {
+                    self.copy_file_to(node, target)?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     /// Builds the copy in the store, complete with attributes, and makes its data durable.
@@ -301,9 +298,9 @@ impl Union {
         let before = stat_fd(&dir)?;
         let origin = self.remember_origin(node, target, copy, lower)?;
         let linked = lower.nlink > 1;
-        let old_delta = self.links.delta(node.id);
+        let (old_delta, old_plink) = (self.links.delta(node.id), self.links.plink(node.id));
         if linked {
-            let delta = lower.nlink as i32 + old_delta - 1;
+            let delta = self.links.nlink(node, lower) as i32 - 1;
             self.set_delta(node, target, origin.source, delta);
             self.add_plink(node, target, copy, origin, delta)?;
         }
@@ -315,6 +312,9 @@ impl Union {
             if linked {
                 self.remove_plink(node, target, copy.stat.ino);
                 self.set_delta(node, target, origin.source, old_delta);
+                if let Some(old) = old_plink {
+                    self.links.add_plink(node.id, old);
+                }
             }
             if err == Errno::EXIST {
                 // Somebody put a file there behind the union's back: it is not replaced.
@@ -326,6 +326,7 @@ impl Union {
         copy.published = true;
         keep_times(&dir, &before);
         self.moved_to(node, target, copy, Place::Named);
+        self.leave_plink(node, old_plink);
         if let Some(index) = &mut ns.index
             && let Found::Present(old) = index.get(&home.name)
         {
@@ -345,12 +346,14 @@ impl Union {
         lower: &RealStat,
         copy: &mut Copy<'_>,
     ) -> Result<()> {
-        let names = lower.nlink as i32 + self.links.delta(node.id);
+        let old_plink = self.links.plink(node.id);
+        let names = self.links.nlink(node, lower) as i32;
         if lower.nlink > 1 && names > 0 {
             let origin = self.remember_origin(node, target, copy, lower)?;
             self.set_delta(node, target, origin.source, names);
             self.add_plink(node, target, copy, origin, names)?;
             self.moved_to(node, target, copy, Place::Plink);
+            self.leave_plink(node, old_plink);
             return Ok(());
         }
         let fd = match &copy.file {
@@ -423,6 +426,16 @@ impl Union {
         };
         self.links.add_plink(node.id, plink);
         Ok(())
+    }
+
+    /// The node has a pseudo-link on a higher branch now: the old one leads nowhere any more.
+    fn leave_plink(&self, node: &Node, old: Option<Plink>) {
+        if let Some(old) = old
+            && let Ok(branch) = self.branch(old.branch)
+            && let Some(store) = &branch.store
+        {
+            store.remove_plink(node.id, old.real);
+        }
     }
 
     /// Drops the pseudo-link of a node.

@@ -11,10 +11,14 @@ use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::{Loc, Name, RealStat, creds};
 use crate::types::*;
+use parking_lot::RwLockReadGuard;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, Mode, OFlags, openat};
 use smallvec::{SmallVec, smallvec};
 use std::sync::Arc;
+
+/// How often a link is prepared anew because another change came first.
+const RETRIES: usize = 8;
 
 /// What is made.
 enum New<'a> {
@@ -287,12 +291,7 @@ impl Union {
             return Err(Errno::PERM);
         }
         self.may_change(&parent)?;
-        let _stays = node.change.read();
-        self.make_writable_here(&node)?;
-        let target = self.branch(node.inode().0)?;
-        if !self.shows(&parent, &target, name)? {
-            return Err(Errno::XDEV);
-        }
+        let (target, _stays) = self.bring_for_link(&node, &parent, name)?;
         self.make_dir_on(&parent, target.id)?;
         let source_dir = node.home().parent;
         // Two directory locks, in their order: the source's name must stay until it is linked.
@@ -350,6 +349,27 @@ impl Union {
             attr: self.file_attr(&node, &stat),
             generation: node.generation,
         })
+    }
+}
+
+impl Union {
+    /// Brings a file to the branch on which it is to be linked, and keeps it there.
+    fn bring_for_link<'a>(
+        &self,
+        node: &'a Arc<Node>,
+        parent: &Arc<Node>,
+        name: &[u8],
+    ) -> Result<(Arc<Branch>, RwLockReadGuard<'a, ()>)> {
+        for _ in 0..RETRIES {
+            let stays = node.change.read();
+            let target = self.link_branch(node, parent, name)?;
+            if node.inode().0 == target {
+                return Ok((self.branch(target)?, stays));
+            }
+            drop(stays);
+            self.bring_up(node, target)?;
+        }
+        Err(Errno::BUSY)
     }
 }
 

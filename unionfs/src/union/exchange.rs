@@ -10,10 +10,12 @@ use rustix::fs::RenameFlags as SysFlags;
 impl Union {
     /// RENAME_EXCHANGE: both names exist on the branch, then they change places at once.
     pub(super) fn try_exchange(&self, a: At<'_>, b: At<'_>) -> Result<bool> {
-        let (one, two) = (self.find(a.dir, a.name)?, self.find(b.dir, b.name)?);
-        let branch = self.rename_branch(a, one.top, b, Some(&two))?;
-        let first = self.bring_to(a, &branch)?;
-        let second = self.bring_to(b, &branch)?;
+        let ((first, one), (second, two)) = (self.hold(a)?, self.hold(b)?);
+        let top = self.holder(first.node()?, &one);
+        let other = self.holder(second.node()?, &two);
+        let branch = self.rename_branch(a, top, b, Some(other))?;
+        self.bring_to(first.node()?, &one, a, &branch)?;
+        self.bring_to(second.node()?, &two, b, &branch)?;
         let mut dirs = self.lock_two(a.dir, b.dir)?;
         let Found::Present(one) = self.resolve(a.dir, dirs.source(), a.name)? else {
             return Err(Errno::NOENT);

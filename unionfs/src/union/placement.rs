@@ -7,7 +7,7 @@ use super::rename::At;
 use crate::branch::Branch;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
-use crate::node::{Layer, Node, Present};
+use crate::node::{Layer, Node};
 use crate::policy::{self, Facts, NewName};
 use crate::spec::CreatePolicy;
 use crate::stack::Stack;
@@ -167,18 +167,18 @@ impl Union {
 
     /// The writable branch on which a rename happens: the source's if it is writable, else where it
     /// is copied to; the target's if that is higher; and higher still if something would hide the
-    /// new name there. `top`: the branch of the source.
+    /// new name there. `top` and `dest`: the branches of the two.
     pub(super) fn rename_branch(
         &self,
         from: At<'_>,
         top: BranchId,
         to: At<'_>,
-        dest: Option<&Present>,
+        dest: Option<BranchId>,
     ) -> Result<Arc<Branch>> {
         let stack = self.stack();
         let mut start = stack.position(self.change_target(from.dir, top)?);
         if let Some(dest) = dest {
-            let other = stack.position(self.change_target(to.dir, dest.top)?);
+            let other = stack.position(self.change_target(to.dir, dest)?);
             start = start.min(other);
         }
         let start = usize::from(start.ok_or(Errno::STALE)?.0);
@@ -193,6 +193,33 @@ impl Union {
         let stack = self.stack();
         let start = position(&stack, branch).ok_or(Errno::STALE)?;
         self.nearest(&stack, start, |b| self.reaches(dir, b))
+    }
+
+    /// The writable branch on which a link of a file is made: its own if it is writable, else where
+    /// it is copied to; higher still if something would hide the new name there.
+    pub(super) fn link_branch(
+        &self,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        name: &[u8],
+    ) -> Result<BranchId> {
+        let stack = self.stack();
+        let home = node.home();
+        let own = stack.get(home.branch).ok_or(Errno::STALE)?;
+        let first = if own.writable() {
+            own.id
+        } else {
+            self.copy_up_target(node)?
+        };
+        let start = position(&stack, first).ok_or(Errno::STALE)?;
+        let named = home.parent.filter(|_| home.linked);
+        self.nearest(&stack, start, |b| {
+            let source_fits = match &named {
+                Some(dir) if b.id != home.branch => self.reaches(dir, b)?,
+                _ => true,
+            };
+            Ok(source_fits && self.shows(parent, b, name)?)
+        })
     }
 
     /// The branch at `start`, or the nearest above it, that is writable and `fits`.
@@ -228,9 +255,19 @@ impl Union {
             seen: Instant::now(),
             bytes: SmallVec::new(),
         };
+        // Branches on one filesystem have the same space, whoever writes there between two looks.
+        let mut filesystems: SmallVec<[(u64, u64); 4]> = SmallVec::new();
         for branch in writable() {
-            let fs = rustix::fs::fstatvfs(&branch.root)?;
-            let free = fs.f_bavail.saturating_mul(fs.f_frsize);
+            let seen = filesystems.iter().find(|(dev, _)| *dev == branch.dev);
+            let free = match seen {
+                Some((_, free)) => *free,
+                None => {
+                    let fs = rustix::fs::fstatvfs(&branch.root)?;
+                    let free = fs.f_bavail.saturating_mul(fs.f_frsize);
+                    filesystems.push((branch.dev, free));
+                    free
+                }
+            };
             now.bytes.push((branch.id, free));
         }
         let found = by_position(&now);

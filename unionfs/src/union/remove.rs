@@ -90,16 +90,19 @@ impl Union {
     ) {
         let id = self.inos.number(stat);
         let plink = self.links.plink(id);
-        if !physical {
-            // The name is still there on its branch, only hidden.
+        // It was a link of an older file, from which a copy on a higher branch was made.
+        let elsewhere = plink.is_some_and(|p| (p.branch, p.real) != (target.id, stat.ino));
+        if !physical || elsewhere {
+            // It was no link of the file that holds the data (or is one still, only hidden).
             let delta = self.links.change_delta(id, -1);
-            if stat.nlink > 1 {
+            if stat.nlink > 1 || elsewhere {
                 self.record_delta(target, self.inos.source(stat), delta);
             }
-            if node.is_some() && stat.nlink as i32 + delta <= 0 {
+            if node.is_some() && !elsewhere && stat.nlink as i32 + delta <= 0 {
                 self.links.mark_unnamed(id);
             }
-        } else if stat.nlink == 1 && self.inos.drop_origin(stat.dev, stat.ino, stat.btime) {
+        }
+        if physical && stat.nlink == 1 && self.inos.drop_origin(stat.dev, stat.ino, stat.btime) {
             self.record_gone(target, stat.ino);
         }
         if let (Some(plink), Some(node)) = (plink, node) {

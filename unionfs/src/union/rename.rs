@@ -155,7 +155,7 @@ impl Union {
 
     /// False = something changed while it was prepared: try again.
     fn try_rename(&self, from: At<'_>, to: At<'_>, flags: RenameFlags) -> Result<bool> {
-        let source = self.find(from.dir, from.name)?;
+        let (node, source) = self.hold(from)?;
         let dest = self.find_optional(to)?;
         if dest.is_some() && flags.contains(RenameFlags::NOREPLACE) {
             return Err(Errno::EXIST);
@@ -163,11 +163,9 @@ impl Union {
         if let Some(dest) = &dest {
             check_kinds(source.kind, dest.kind)?;
         }
-        let branch = self.rename_branch(from, source.top, to, dest.as_ref())?;
-        if !self.shows(to.dir, &branch, to.name)? {
-            return Err(Errno::XDEV);
-        }
-        let node = self.bring_to(from, &branch)?;
+        let top = self.holder(node.node()?, &source);
+        let branch = self.rename_branch(from, top, to, dest.as_ref().map(|d| d.top))?;
+        self.bring_to(node.node()?, &source, from, &branch)?;
         self.make_dir_on(to.dir, branch.id)?;
         if from.dir.id == to.dir.id && from.name == to.name {
             return Ok(true);
@@ -218,26 +216,38 @@ impl Union {
         Ok(true)
     }
 
-    /// Makes sure that the source is on the branch, under its name.
-    pub(super) fn bring_to(&self, from: At<'_>, branch: &Arc<Branch>) -> Result<Held<'_>> {
-        let (held, source) = self.hold(from)?;
-        let node = held.node()?;
+    /// The branch of what a name leads to: the copy, if it is a link of a file that was copied up
+    /// under another of its names.
+    pub(super) fn holder(&self, node: &Node, found: &Present) -> BranchId {
+        if node.kind != Kind::Dir && self.links.plink(node.id).is_some() {
+            node.inode().0
+        } else {
+            found.top
+        }
+    }
+
+    /// Makes sure that what `from` was found to be is on the branch, under its name; if it changes
+    /// meanwhile it may not be, and the caller tries again.
+    pub(super) fn bring_to(
+        &self,
+        node: &Arc<Node>,
+        found: &Present,
+        from: At<'_>,
+        branch: &Arc<Branch>,
+    ) -> Result<()> {
         self.make_dir_on(from.dir, branch.id)?;
-        if source.top == branch.id {
-            return Ok(held);
+        if found.top == branch.id {
+            return Ok(());
         }
         if node.kind == Kind::Dir {
             self.check_movable(node)?;
-            self.make_dir_on(node, branch.id)?;
-            return Ok(held);
+            return self.make_dir_on(node, branch.id);
         }
-        self.make_writable_here(node)?;
-        if node.inode().0 != branch.id {
-            // It is on another writable branch: the caller (mv) copies.
-            return Err(Errno::XDEV);
+        self.bring_up(node, branch.id)?;
+        if node.inode().0 == branch.id {
+            self.materialise(node, from, branch)?;
         }
-        self.materialise(node, from, branch)?;
-        Ok(held)
+        Ok(())
     }
 
     /// Before anything is copied for it: may a directory with lower parts be renamed at all?

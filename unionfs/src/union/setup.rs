@@ -221,6 +221,10 @@ fn recover(branch: &Arc<Branch>, recovered: &Recovered, inos: &InoMap, links: &L
         let (Some(node), Some(store)) = (inos.node_of(&origin.source), &branch.store) else {
             continue;
         };
+        // A crash can leave the one from which it was brought up, on a lower branch.
+        if links.plink(node).is_some() {
+            continue;
+        }
         if node != named
             && let Err(err) = store.renumber_plink(named, node, real)
         {
