@@ -1,8 +1,11 @@
 //! Two files are never taken for one, also when lower files were replaced while nothing was mounted.
 
 use super::fixture::{Fixture, is_root};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use unionfs::branch::Store;
+use unionfs::spec::Format;
 
 /// A tmpfs of its own.
 struct Tmpfs(PathBuf);
@@ -141,4 +144,27 @@ fn a_filesystem_inserted_among_the_branches_does_not_confuse_files() {
     assert_eq!((t.read("m"), t.read("l")), ("new l".into(), "new l".into()));
     assert_eq!((t.node("l"), t.node("x")), (l, x));
     t.close();
+}
+
+#[test]
+fn nothing_is_remembered_of_a_copied_directory_that_was_replaced() {
+    if !is_root() {
+        return;
+    }
+    let mut t = Fixture::new();
+    t.put_dir("a/e");
+    t.put_dir("c");
+    t.open(&["c=rw", "a=ro"], "udba=none");
+    t.create("e/x", "").unwrap();
+    t.unlink("e/x").unwrap();
+    let number = t.number_on_branch("c/e");
+    t.union()
+        .mkdir(&t.caller, t.node(""), b"n", 0o755, 0o022)
+        .unwrap();
+    t.rename("n", "e").unwrap();
+    t.close();
+    // A new file may get its inode number.
+    let branch = std::fs::File::open(t.path("c")).unwrap();
+    let (_, seen) = Store::open(branch.as_fd(), None, Format::Aufs).unwrap();
+    assert!(!seen.origins.contains_key(&number));
 }

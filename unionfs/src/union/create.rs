@@ -219,7 +219,9 @@ impl Union {
         stat: &RealStat,
     ) -> Arc<Node> {
         // An older file may have had this number, behind our back.
-        self.inos.forget_real(branch.dev, stat.ino);
+        if self.inos.forget_real(branch.dev, stat.ino) {
+            self.record_gone(branch, stat.ino);
+        }
         let mut id = self.inos.number(stat);
         if self.nodes.get(id).is_some() {
             id = self.inos.fresh();

@@ -240,12 +240,17 @@ impl Union {
         own.index = None;
         unname(node, Leaving::Pinned(pin));
         if physical {
-            self.drop_redirect(target, stat.ino);
-            if self.inos.drop_origin(stat.dev, stat.ino, stat.btime) {
-                self.record_gone(target, stat.ino);
-            }
+            self.forget_dir(target, &stat);
         }
         Ok(())
+    }
+
+    /// A directory is gone from a branch: so is what was recorded of it.
+    pub(super) fn forget_dir(&self, branch: &Branch, stat: &RealStat) {
+        self.drop_redirect(branch, stat.ino);
+        if self.inos.drop_origin(stat.dev, stat.ino, stat.btime) {
+            self.record_gone(branch, stat.ino);
+        }
     }
 }
 

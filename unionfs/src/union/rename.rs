@@ -400,8 +400,12 @@ impl Union {
         if let Some(victim) = victim {
             unname(victim, leaving);
         }
-        if let (Some(stat), true) = (&victim_stat, victim.is_some_and(|v| v.kind != Kind::Dir)) {
-            self.count_removal(victim, branch, stat, physical);
+        match (&victim_stat, victim.map(|v| v.kind)) {
+            (Some(stat), Some(Kind::Dir)) if physical => self.forget_dir(branch, stat),
+            (Some(stat), Some(kind)) if kind != Kind::Dir => {
+                self.count_removal(victim, branch, stat, physical);
+            }
+            _ => {}
         }
         drop(victim_ns);
         self.before_rename(node, from.dir, from.name);
