@@ -5,3 +5,4 @@
 mod fixture;
 mod open_files;
 mod permissions;
+mod udba;

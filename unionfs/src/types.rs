@@ -291,6 +291,12 @@ pub enum Effect {
         /// The node.
         node: NodeId,
     },
+    /// Wait for what is under way in a directory: the kernel takes what an answer said into its
+    /// caches some time after the answer, and an invalidation in between would do nothing.
+    Settle {
+        /// The directory.
+        parent: NodeId,
+    },
 }
 
 /// The result of a getxattr or listxattr.

@@ -71,6 +71,9 @@ impl Live {
             return Ok(Value::Null);
         }
         self.union.set(setting)?;
+        if matches!(setting, Setting::Udba(_)) {
+            self.union.follow_udba();
+        }
         self.tell_kernel();
         Ok(Value::Null)
     }

@@ -8,7 +8,7 @@ use super::plan::{DataPath, IoPlan, Opens};
 use super::session::{IoctlHook, ServeConfig};
 use crate::errno::{Errno, Result};
 use crate::stats::{Op, Stats};
-use crate::types::{Attr, Caller, Entry, Kind, Lifetimes, NodeId, Opened};
+use crate::types::{Attr, Caller, Entry, Lifetimes, NodeId, Opened};
 use crate::union::Union;
 use fuser::{BackingId, FileAttr, FopenFlags, Generation, ReplyData, Request};
 use parking_lot::RwLock;
@@ -130,14 +130,14 @@ impl Adapter {
             entry: entry_ttl,
             attr: attr_ttl,
             ..
-        } = self.lifetimes_in(parent, entry.attr.kind());
+        } = self.lifetimes_in(parent, Some(&entry.attr));
         let attr = self.wire_attr(&entry.attr);
         reply.entry_with_ttls(&attr_ttl, &entry_ttl, &attr, Generation(entry.generation));
     }
 
     /// Sends "no such name" in `parent`, to be remembered as long as the union allows.
     pub(super) fn send_absent(&self, reply: fuser::ReplyEntry, parent: NodeId) {
-        let lifetime = self.lifetimes_in(parent, Kind::File).negative;
+        let lifetime = self.lifetimes_in(parent, None).negative;
         if lifetime.is_zero() {
             reply.fail(Errno::NOENT);
         } else {
@@ -146,8 +146,8 @@ impl Adapter {
     }
 
     /// The lifetime for replies that have one field for both names and attributes.
-    pub(super) fn shorter_lifetime(&self, parent: NodeId) -> Duration {
-        let lifetimes = self.lifetimes_in(parent, Kind::File);
+    pub(super) fn shorter_lifetime(&self, parent: NodeId, attr: &Attr) -> Duration {
+        let lifetimes = self.lifetimes_in(parent, Some(attr));
         lifetimes.entry.min(lifetimes.attr)
     }
 

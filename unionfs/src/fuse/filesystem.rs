@@ -114,7 +114,7 @@ impl Filesystem for Adapter {
                     change()
                 }
             },
-            |reply, attr| self.send_attr(reply, &attr),
+            |reply, attr| self.send_changed_attr(reply, &attr),
         );
     }
 
@@ -299,7 +299,7 @@ impl Filesystem for Adapter {
         self.answer(Op::Create, reply, work, |reply, (entry, opened)| {
             let attr = self.wire_attr(&entry.attr);
             let generation = Generation(entry.generation);
-            let lifetime = self.shorter_lifetime(node(parent));
+            let lifetime = self.shorter_lifetime(node(parent), &entry.attr);
             let register = |fd: &OwnedFd| reply.open_backing(fd);
             match self.grant(&caller, entry.attr.ino, (opened, flags), register) {
                 Grant::Cached => {
@@ -524,9 +524,9 @@ impl Filesystem for Adapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         self.run(Op::Readdirplus, || {
-            let lifetime = self.shorter_lifetime(node(ino));
             let listed = self.union.list_plus(node(ino), offset, &mut |plus| {
                 let (entry, found) = (plus.entry, plus.found);
+                let lifetime = self.shorter_lifetime(node(ino), &found.attr);
                 let attr = self.wire_attr(&found.attr);
                 let name = OsStr::from_bytes(entry.name);
                 !reply.add(

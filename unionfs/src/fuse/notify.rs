@@ -6,6 +6,7 @@
 //! [`Effect`]s into an [`EffectSender`] and go on.
 
 use crate::types::Effect;
+use crate::whiteout::META_PREFIX;
 use fuser::{INodeNo, Notifier};
 use std::ffi::OsStr;
 use std::io;
@@ -118,6 +119,11 @@ fn tell(notifier: &Notifier, device: &OwnedFd, effect: &Effect) -> io::Result<()
         }
         // Length 0 = to the end of the file.
         Effect::InvalInode { node } => notifier.inval_inode(INodeNo(node.0), 0, 0),
+        // Lookups hold the directory's lock until their result is in the caches, and this waits for
+        // that lock (fs/fuse/dir.c, `fuse_reverse_inval_entry`). No file can have the name.
+        Effect::Settle { parent } => {
+            notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(META_PREFIX))
+        }
     }
 }
 

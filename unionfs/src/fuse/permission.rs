@@ -69,11 +69,11 @@ impl Adapter {
     }
 
     /// How long the kernel may trust an answer about an entry of a directory.
-    pub(super) fn lifetimes_in(&self, dir: NodeId, entry: Kind) -> Lifetimes {
-        let mut lifetimes = self.union.lifetimes();
+    pub(super) fn lifetimes_in(&self, dir: NodeId, entry: Option<&Attr>) -> Lifetimes {
+        let mut lifetimes = self.union.lifetimes_in(dir, entry);
         if self.union.guarded(dir) {
             (lifetimes.entry, lifetimes.negative) = (Duration::ZERO, Duration::ZERO);
-            if entry == Kind::Dir {
+            if entry.is_some_and(|entry| entry.kind() == Kind::Dir) {
                 lifetimes.attr = Duration::ZERO;
             }
         }
@@ -82,9 +82,18 @@ impl Adapter {
 
     /// Sends attributes of a node with their lifetime.
     pub(super) fn send_attr(&self, reply: ReplyAttr, attr: &Attr) {
+        self.send_attr_for(reply, attr, self.union.attr_lifetime(attr));
+    }
+
+    /// Sends attributes of a node that was changed.
+    pub(super) fn send_changed_attr(&self, reply: ReplyAttr, attr: &Attr) {
+        self.send_attr_for(reply, attr, self.union.changed_attr_lifetime(attr));
+    }
+
+    fn send_attr_for(&self, reply: ReplyAttr, attr: &Attr, lifetime: Duration) {
         let lifetime = match self.union.guarded_parent(attr.ino) {
             Some(_) => Duration::ZERO,
-            None => self.union.lifetimes().attr,
+            None => lifetime,
         };
         reply.attr(&lifetime, &self.wire_attr(attr));
     }

@@ -118,6 +118,7 @@ fn run(
     let notify = NotifyThread::start(queue, session.notifier(), notified)
         .map_err(|error| system("cannot start the notification thread", &error))?;
     union.set_sink(move |effect| sender.send(effect));
+    union.start_watching();
     let plan = settled.get().unwrap_or(&config.plan);
     log::info!("{plan}");
     if let Some(ready) = config.on_ready {
@@ -125,6 +126,7 @@ fn run(
     }
 
     let end = session.run();
+    union.stop_watching();
     notify.stop();
     match end {
         Err(error) if !connection_ended(&error) => {

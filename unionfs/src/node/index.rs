@@ -4,12 +4,13 @@
 //! changes. A name keeps its position (the directory cookie) for as long as the index lives, also
 //! over a rebuild, so that a listing can go on from a cookie without any handle.
 
+use crate::sys::{Name, RealStat};
 use crate::types::{BranchId, Kind, Timestamp};
 use hashbrown::{DefaultHashBuilder, HashTable};
 use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 use std::hash::BuildHasher;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The branches that hold a directory, topmost first.
 pub type BranchList = SmallVec<[BranchId; 4]>;
@@ -78,12 +79,34 @@ struct Record {
 }
 
 /// When a layer's directory last changed, as seen while it was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stamp {
     /// Data change time.
     pub mtime: Timestamp,
     /// Attribute change time.
     pub ctime: Timestamp,
+}
+
+/// Longer than the tick in which filesystems count their times.
+const TICK: Duration = Duration::from_millis(20);
+
+impl Stamp {
+    /// Of a directory as it is.
+    pub fn of(stat: &RealStat) -> Self {
+        Self {
+            mtime: stat.mtime,
+            ctime: stat.ctime,
+        }
+    }
+
+    /// So young that another change may still get the same times?
+    pub fn is_young(&self) -> bool {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let then = Duration::new(u64::try_from(self.ctime.sec).unwrap_or(0), self.ctime.nsec);
+        now.saturating_sub(then) < TICK
+    }
 }
 
 /// Merged names. Not synchronised: the directory's lock guards it.
@@ -105,6 +128,35 @@ pub struct Index {
     pub stamps: SmallVec<[Stamp; 2]>,
     /// When the stamps were last compared.
     pub checked: Instant,
+    /// A stamp was so young when it was taken that a later change may have got the same one.
+    pub unsettled: bool,
+    /// Changes by the union of which the watches will tell; `None` where nobody watches.
+    own: Option<Ledger>,
+}
+
+/// What the union did to which name (its hash), how often, and when it last did.
+type Ledger = FxHashMap<u64, (u32, Instant)>;
+
+/// A change by the union is told within this time, or was told together with another.
+const TOLD_WITHIN: Duration = Duration::from_secs(2);
+
+/// Names in the ledger before the old ones are dropped.
+const LEDGER_MOST: usize = 4096;
+
+/// What an index said before it was built anew.
+#[derive(Debug)]
+pub struct Snapshot {
+    names: Vec<(Slot, BranchId, u64)>,
+    merged: FxHashMap<u32, BranchList>,
+}
+
+/// A name of which an index says something else than before.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// The name.
+    pub name: Name,
+    /// Still the same directory, but on other branches.
+    pub same_dir: bool,
 }
 
 impl Default for Index {
@@ -122,6 +174,8 @@ impl Default for Index {
             gone_since_compaction: 0,
             stamps: SmallVec::new(),
             checked: Instant::now(),
+            unsettled: false,
+            own: None,
         }
     }
 }
@@ -227,6 +281,76 @@ impl Index {
         self.broken.clear();
         self.stamps.clear();
         self.checked = Instant::now();
+        self.unsettled = false;
+    }
+
+    /// What it says now, to be compared with what it says after it was built anew.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            names: self
+                .records
+                .iter()
+                .map(|r| (r.slot, r.top, r.real))
+                .collect(),
+            merged: self.merged.clone(),
+        }
+    }
+
+    /// The names that changed since `before`, which no compaction came after.
+    pub fn changed_since(&self, before: &Snapshot) -> Vec<Changed> {
+        let mut changed = Vec::new();
+        for (at, record) in self.records.iter().enumerate() {
+            let old = before.names.get(at).copied();
+            let (slot, top, real) = old.unwrap_or((Slot::Gone, BranchId(0), 0));
+            let same = match (slot, record.slot) {
+                (Slot::Entry(a), Slot::Entry(b)) => (a, top, real) == (b, record.top, record.real),
+                (Slot::Entry(_), _) | (_, Slot::Entry(_)) => false,
+                _ => continue,
+            };
+            let at = at as u32;
+            if !same || before.merged.get(&at) != self.merged.get(&at) {
+                changed.push(Changed {
+                    name: Name::from_slice(self.name_of(record)),
+                    same_dir: same,
+                });
+            }
+        }
+        changed
+    }
+
+    /// From now on somebody watches: changes by the union are remembered until they are told.
+    pub fn keep_ledger(&mut self) {
+        self.own.get_or_insert_default();
+    }
+
+    fn note_own(&mut self, name: &[u8]) {
+        let Some(ledger) = &mut self.own else { return };
+        let now = Instant::now();
+        if ledger.len() >= LEDGER_MOST {
+            ledger.retain(|_, (_, when)| now - *when < TOLD_WITHIN);
+        }
+        let (count, when) = ledger.entry(self.hasher.hash_one(name)).or_insert((0, now));
+        if now - *when >= TOLD_WITHIN {
+            *count = 0;
+        }
+        (*count, *when) = (*count + 1, now);
+    }
+
+    /// A watch tells of `name`: is it what the union did itself?
+    pub fn is_own_news(&mut self, name: &[u8]) -> bool {
+        let Some(ledger) = &mut self.own else {
+            return false;
+        };
+        let hash = self.hasher.hash_one(name);
+        let Some((count, when)) = ledger.get_mut(&hash) else {
+            return false;
+        };
+        let own = *count > 0 && when.elapsed() < TOLD_WITHIN;
+        *count = count.saturating_sub(1);
+        if *count == 0 || !own {
+            ledger.remove(&hash);
+        }
+        own
     }
 
     /// While building, from the topmost layer down: `branch` holds `name`.
@@ -307,6 +431,12 @@ impl Index {
 
     /// After a change by the union: `name` now is what `present` says.
     pub fn set(&mut self, name: &[u8], present: &Present) {
+        self.note_own(name);
+        self.put(name, present);
+    }
+
+    /// After a change by somebody else: `name` now is what `present` says.
+    pub fn put(&mut self, name: &[u8], present: &Present) {
         let at = self.find_or_add(name);
         self.set_slot(at, Slot::Entry(present.kind));
         let record = &mut self.records[at as usize];
@@ -320,6 +450,12 @@ impl Index {
 
     /// After a removal by the union; `whiteout` = something below is hidden now.
     pub fn remove(&mut self, name: &[u8], whiteout: bool) {
+        self.note_own(name);
+        self.take(name, whiteout);
+    }
+
+    /// After a removal by somebody else.
+    pub fn take(&mut self, name: &[u8], whiteout: bool) {
         if let Some(at) = self.find(name) {
             self.set_slot(at, if whiteout { Slot::Whiteout } else { Slot::Gone });
             self.records[at as usize].below = false;

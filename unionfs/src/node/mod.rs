@@ -6,10 +6,12 @@
 pub mod fds;
 pub mod index;
 pub mod table;
+pub mod watch;
 
 pub use fds::FdCache;
 pub use index::{Index, Present};
 pub use table::NodeTable;
+pub use watch::{WatchState, Watched};
 
 use crate::sys::Name;
 use crate::types::{BranchId, Kind, NodeId};
@@ -88,6 +90,8 @@ pub struct DirState {
     /// A leaf lock. Instances that a change of the stack has hidden: no part of the directory any
     /// more, but files that were known before are still reached through them.
     hidden: RwLock<Layers>,
+    /// Watches on the layers, where there are any.
+    pub watch: WatchState,
 }
 
 /// The layers of a directory and what is known of them.
@@ -140,6 +144,7 @@ impl Node {
                     guarded: None,
                 }),
                 hidden: RwLock::default(),
+                watch: WatchState::default(),
             })
         });
         Self {
@@ -188,13 +193,14 @@ impl Node {
             .map_or_else(Layers::default, |d| d.layers.read().layers.clone())
     }
 
-    /// Replaces the layers of a directory.
+    /// Replaces the layers of a directory. Those that are new have no watches yet.
     pub fn set_layers(&self, layers: Layers) {
         if let Some(dir) = self.dir() {
             *dir.layers.write() = Layered {
                 layers,
                 guarded: None,
             };
+            dir.watch.reset();
         }
     }
 

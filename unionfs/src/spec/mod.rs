@@ -256,6 +256,8 @@ pub struct IdRange {
 pub struct Options {
     /// `udba=`
     pub udba: Udba,
+    /// `watches=`: most directories on branches that are watched at a time (`udba=notify`).
+    pub watches: usize,
     /// `create=`
     pub create: CreatePolicy,
     /// `cpup=`
@@ -375,6 +377,7 @@ impl Options {
             acl: true,
             xattr_permissions: None,
             threads: None,
+            watches: 65536,
         }
     }
 }

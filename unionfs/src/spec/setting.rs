@@ -14,6 +14,8 @@ use super::{
 pub enum Setting {
     /// `udba=`
     Udba(Udba),
+    /// `watches=`
+    Watches(usize),
     /// `create=`
     Create(CreatePolicy),
     /// `cpup=`
@@ -90,6 +92,7 @@ impl Setting {
     pub fn apply(&self, options: &mut Options, mount: &mut MountFlags) {
         match self {
             Self::Udba(udba) => options.udba = *udba,
+            Self::Watches(count) => options.watches = *count,
             Self::Create(policy) => options.create = *policy,
             Self::Copyup(policy) => options.copyup = *policy,
             Self::DirOpaque(rule) => options.dir_opaque = *rule,
@@ -125,6 +128,7 @@ impl Setting {
         let toggle = |name: &str, on: bool| format!("{}{name}", if on { "" } else { "no" });
         let text = match self {
             Self::Udba(udba) => format!("udba={udba}"),
+            Self::Watches(count) => format!("watches={count}"),
             Self::Create(policy) => format!("create={policy}"),
             Self::Copyup(policy) => format!("cpup={policy}"),
             Self::DirOpaque(rule) => format!("diropq={rule}"),

@@ -6,6 +6,7 @@
 pub mod clone_tree;
 pub mod copy;
 pub mod creds;
+pub mod inotify;
 pub mod ioctl;
 pub mod limits;
 pub mod loc;

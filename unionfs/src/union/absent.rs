@@ -16,7 +16,12 @@ const SHARDS: usize = 8;
 /// Names noted in each shard.
 const MOST: usize = 8192;
 
-type Noted = (NodeId, Name, Instant);
+/// Directory, name, and until when the kernel may remember it; `None` = for ever.
+type Noted = (NodeId, Name, Option<Instant>);
+
+fn is_live(noted: &Noted) -> bool {
+    noted.2.is_none_or(|end| Instant::now() < end)
+}
 
 /// Bounded; the shard locks are leaves.
 #[derive(Debug, Default)]
@@ -27,7 +32,7 @@ pub(super) struct AbsentNames {
 impl Union {
     /// The kernel is told that `name` is absent in `dir`, and may remember that.
     pub(super) fn note_absent(&self, dir: &Node, name: &[u8]) {
-        let lifetime = self.lifetimes().negative;
+        let lifetime = self.lifetimes_in(dir.id, None).negative;
         if lifetime.is_zero() {
             return;
         }
@@ -35,28 +40,28 @@ impl Union {
         let shard = &self.absent.shards[(hash >> 48) as usize % SHARDS];
         let oldest = {
             let mut noted = shard.lock();
-            noted.push_back((dir.id, Name::from_slice(name), Instant::now()));
+            let end = Instant::now().checked_add(lifetime);
+            noted.push_back((dir.id, Name::from_slice(name), end));
             if noted.len() > MOST {
                 noted.pop_front()
             } else {
                 None
             }
         };
-        if let Some((parent, name, since)) = oldest
-            && since.elapsed() < lifetime
+        if let Some(oldest) = oldest
+            && is_live(&oldest)
         {
-            let name = name.to_vec();
+            let (parent, name) = (oldest.0, oldest.1.to_vec());
             self.tell(Effect::ExpireEntry { parent, name });
         }
     }
 
     /// What the kernel may still believe to be absent; forgotten here.
     pub(super) fn take_absent(&self) -> Vec<Effect> {
-        let lifetime = self.lifetimes().negative;
         let mut effects = Vec::new();
         for shard in &self.absent.shards {
             let noted = std::mem::take(&mut *shard.lock());
-            let live = noted.into_iter().filter(|n| n.2.elapsed() < lifetime);
+            let live = noted.into_iter().filter(is_live);
             effects.extend(live.map(|(parent, name, _)| Effect::ExpireEntry {
                 parent,
                 name: name.to_vec(),

@@ -2,6 +2,7 @@
 
 use super::Union;
 use super::namespace::Need;
+use super::watch::Trust;
 use crate::errno::Result;
 use crate::node::Node;
 use crate::node::index::Found;
@@ -22,7 +23,7 @@ impl Union {
         self.copy_on_open(&node)?;
         node.count_open();
         Ok(Opened {
-            keep_cache: self.options().udba == crate::spec::Udba::None,
+            keep_cache: matches!(self.trust(&node), Trust::Forever | Trust::Watched),
             passthrough: false,
         })
     }

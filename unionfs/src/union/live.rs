@@ -54,6 +54,7 @@ fn fixed_at_mount(setting: &Setting) -> Option<&'static str> {
             Some("how files are opened and read was agreed with the kernel")
         }
         Setting::Acl(_) => Some("who enforces ACLs was agreed with the kernel"),
+        Setting::Watches(_) => Some("the watches are counted already"),
         Setting::Threads(_) => Some("the worker threads run already"),
         Setting::UidMap(_)
         | Setting::GidMap(_)

@@ -33,20 +33,33 @@ impl Union {
             return self.lookup_dots(&parent, name);
         }
         self.check_lookup(name)?;
-        let child = {
-            let ns = self.ns_read(&parent, Need::Names)?;
-            match self.resolve(&parent, &ns, name)? {
-                Found::Present(found) => match self.child(&parent, name, &found, 1) {
-                    Ok(child) => child,
-                    // Gone behind the union's back. (ESTALE is passed on: it may be a race, and
-                    // an absent name would be remembered.)
-                    Err(Errno::NOENT) => return Ok(self.tell_absent(&parent, name)),
-                    Err(err) => return Err(err),
-                },
-                Found::Whiteout | Found::Absent => return Ok(self.tell_absent(&parent, name)),
-            }
-        };
-        self.entry(&child).map(Lookup::Found)
+        let mut child = self.find_child(&parent, name)?;
+        if matches!(child, Err(true)) && self.check_now(&parent)? {
+            child = self.find_child(&parent, name)?;
+        }
+        match child {
+            Ok(child) => self.entry(&child).map(Lookup::Found),
+            Err(_) => Ok(self.tell_absent(&parent, name)),
+        }
+    }
+
+    /// A name in a directory; if it is absent, whether that is in doubt.
+    fn find_child(
+        &self,
+        parent: &Arc<Node>,
+        name: &[u8],
+    ) -> Result<core::result::Result<Child, bool>> {
+        let ns = self.ns_read(parent, Need::Names)?;
+        match self.resolve(parent, &ns, name)? {
+            Found::Present(found) => match self.child(parent, name, &found, 1) {
+                Ok(child) => Ok(Ok(child)),
+                // Gone behind the union's back. (ESTALE is passed on: it may be a race, and
+                // an absent name would be remembered.)
+                Err(Errno::NOENT) => Ok(Err(false)),
+                Err(err) => Err(err),
+            },
+            Found::Whiteout | Found::Absent => Ok(Err(self.doubts_absence(parent, &ns))),
+        }
     }
 
     fn tell_absent(&self, parent: &Node, name: &[u8]) -> Lookup {
@@ -312,7 +325,13 @@ impl Union {
             if let Some(dir) = node.dir() {
                 // In order: the parent's lock is held, this is its child.
                 let mut ns = dir.ns.write();
-                (ns.index, ns.dead) = (None, false);
+                ns.dead = false;
+                if self.options().udba == crate::spec::Udba::Notify {
+                    // Kept, to see what changed when the names are read again.
+                    dir.watch.set_stale();
+                } else {
+                    ns.index = None;
+                }
             }
         }
         // Their modes may have changed, too.

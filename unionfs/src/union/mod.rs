@@ -24,6 +24,7 @@ mod metadata;
 mod moves;
 mod names;
 mod namespace;
+mod news;
 mod on_open;
 mod open;
 mod placement;
@@ -34,14 +35,16 @@ mod remove;
 mod rename;
 mod setup;
 mod visible;
+mod watch;
+mod watcher;
 mod xattr;
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
 use crate::errno::{Errno, Result};
 use crate::ino::InoMap;
 use crate::node::{FdCache, Node, NodeTable};
-use crate::spec::{Options, Udba};
+use crate::spec::Options;
 use crate::stack::Stack;
 use crate::types::*;
 pub use change::LiveError;
@@ -60,6 +63,8 @@ use redirect::Redirects;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use watch::Watches;
+use watcher::Watcher;
 
 /// A mounted or mountable union. All methods may be called from any thread at once.
 pub struct Union {
@@ -100,6 +105,9 @@ pub struct Union {
     /// The next branch that is added gets this identity.
     next_branch: AtomicU32,
     absent: AbsentNames,
+    /// With `udba=notify`, while they are served.
+    watches: ArcSwapOption<Watches>,
+    watcher: Mutex<Option<Watcher>>,
 }
 
 struct Sink(Box<dyn Fn(Effect) + Send + Sync>);
@@ -143,20 +151,6 @@ impl Union {
         self.gate.enter()
     }
 
-    /// How long the kernel may trust answers.
-    pub fn lifetimes(&self) -> Lifetimes {
-        let by_udba = match self.options().udba {
-            Udba::None | Udba::Notify => FOREVER,
-            Udba::Reval(lifetime) => lifetime,
-        };
-        let entry = self.options().timeout.unwrap_or(by_udba);
-        Lifetimes {
-            entry,
-            attr: entry,
-            negative: entry,
-        }
-    }
-
     /// FORGET.
     pub fn forget(&self, node: NodeId, count: u64) {
         for dead in self.nodes.forget(node, count) {
@@ -166,6 +160,7 @@ impl Union {
 
     fn drop_caches_of(&self, node: &Node) {
         if node.kind == Kind::Dir {
+            self.unwatch(node);
             for layer in node.layers().iter().chain(node.hidden_layers().iter()) {
                 self.dir_fds.remove((node.id, layer.branch));
             }

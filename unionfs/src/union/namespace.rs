@@ -1,11 +1,11 @@
 //! The merged names of a directory: when they are read, checked again, and asked.
 
 use super::Union;
+use super::watch::{ABSENT, Trust};
 use crate::branch::Branch;
 use crate::errno::{Errno, Result};
 use crate::node::index::{Found, Stamp};
 use crate::node::{Index, Namespace, Node, Present};
-use crate::spec::Udba;
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::{Loc, Name, RealStat};
 use crate::types::{BranchId, Kind, NodeId, SetTime};
@@ -34,6 +34,7 @@ impl Union {
         need: Need,
     ) -> Result<RwLockReadGuard<'a, Namespace>> {
         let dir = node.dir().ok_or(Errno::NOTDIR)?;
+        self.watch(node);
         let guard = dir.ns.read();
         if !self.must_load(node, &guard, need) {
             return Ok(guard);
@@ -55,18 +56,27 @@ impl Union {
         &self,
         node: &'a Arc<Node>,
     ) -> Result<RwLockWriteGuard<'a, Namespace>> {
+        self.watch(node);
         let mut guard = node.dir().ok_or(Errno::NOTDIR)?.ns.write();
         if guard.dead {
             return Err(Errno::NOENT);
         }
         // Before a change the names are checked whatever their age: afterwards the directory's
         // times are new, and a change made behind the union's back would go unnoticed for good.
-        let check = matches!(self.options().udba, Udba::Reval(_)) && guard.index.is_some();
-        if check || self.must_load(node, &guard, Need::Listing) {
-            match self.load(node, &mut guard) {
-                Err(err) if may_not_list(err) => {}
-                other => other?,
+        let loaded = if self.must_load(node, &guard, Need::Listing) {
+            self.load(node, &mut guard)
+        } else {
+            self.note_strangers(node, &mut guard);
+            match &guard.index {
+                Some(index) if index.stamps.is_empty() && self.is_checked(node) => {
+                    self.load(node, &mut guard)
+                }
+                _ => Ok(()),
             }
+        };
+        match loaded {
+            Err(err) if may_not_list(err) => {}
+            other => other?,
         }
         Ok(guard)
     }
@@ -74,12 +84,16 @@ impl Union {
     /// Before a change by the union that needs no names: if there were changes behind its back,
     /// they are found when the names are next checked, whatever [`Self::restamp`] is told.
     pub(super) fn note_strangers(&self, node: &Arc<Node>, ns: &mut Namespace) {
-        if matches!(self.options().udba, Udba::Reval(_))
+        if self.is_checked(node)
             && let Some(index) = &mut ns.index
             && !matches!(self.unchanged(node, index), Ok(true))
         {
             index.stamps.clear();
         }
+    }
+
+    fn is_checked(&self, node: &Node) -> bool {
+        matches!(self.trust(node), Trust::Check(_))
     }
 
     /// Is a directory whose names are locked empty? Where it may not be listed, `target` (if all of
@@ -104,7 +118,9 @@ impl Union {
         if ns.stale && ns.index.is_some() {
             return true;
         }
-        match (&ns.index, self.options().udba) {
+        match (&ns.index, self.trust(node)) {
+            // What is told is compared with the names that the kernel was told.
+            (None, Trust::Watched) => true,
             (None, _) => {
                 let options = self.options();
                 need == Need::Listing
@@ -113,45 +129,81 @@ impl Union {
                     || options.strict
                     || options.show_whiteouts
             }
-            (Some(index), Udba::Reval(lifetime)) => index.checked.elapsed() >= lifetime,
+            (Some(_), _) if is_stale(node) => true,
+            (Some(index), Trust::Check(lifetime)) => index.checked.elapsed() >= lifetime,
             (Some(_), _) => false,
         }
     }
 
+    /// Is the absence of a name to be checked, although the names are not due yet?
+    pub(super) fn doubts_absence(&self, node: &Node, ns: &Namespace) -> bool {
+        let (Some(index), Trust::Check(_)) = (&ns.index, self.trust(node)) else {
+            return false;
+        };
+        !ns.dead && index.checked.elapsed() >= ABSENT
+    }
+
+    /// Reads the names anew if the branches have changed; false = they were not even looked at.
+    pub(super) fn check_now(&self, node: &Arc<Node>) -> Result<bool> {
+        let mut guard = node.dir().ok_or(Errno::NOTDIR)?.ns.write();
+        let doubted = self.doubts_absence(node, &guard);
+        if doubted {
+            self.load(node, &mut guard)?;
+        }
+        Ok(doubted)
+    }
+
     /// Reads the names of every layer, or finds that nothing changed since they were read.
     pub(super) fn load(&self, node: &Arc<Node>, ns: &mut Namespace) -> Result<()> {
-        let layers = node.layers();
+        let dir = node.dir().ok_or(Errno::NOTDIR)?;
+        let stale = dir.watch.is_stale();
         if let Some(index) = &mut ns.index
             && !ns.stale
+            && !stale
             && self.unchanged(node, index)?
+            && !index.unsettled
         {
             index.checked = Instant::now();
             return Ok(());
         }
+        // What changes from here on makes them stale again.
+        dir.watch.begin_reading();
+        let watched = self.trust(node) == Trust::Watched;
+        let before = ns.index.as_ref().filter(|_| watched).map(Index::snapshot);
         // A failure half-way leaves no index behind, and the positions start anew.
         let mut index = ns.index.take().unwrap_or_default();
+        self.read_layers(node, &mut index).inspect_err(|_| {
+            if before.is_some() {
+                self.tell_shrink(node);
+            }
+        })?;
+        if watched {
+            index.keep_ledger();
+        }
+        let changed = before.map_or_else(Vec::new, |before| index.changed_since(&before));
+        (ns.index, ns.stale) = (Some(index), false);
+        if !changed.is_empty() {
+            self.tell_changed(node, ns, &changed);
+        }
+        Ok(())
+    }
+
+    fn read_layers(&self, node: &Arc<Node>, index: &mut Index) -> Result<()> {
         index.begin();
-        for layer in layers.iter() {
+        for layer in node.layers().iter() {
             if layer.sealed {
-                index.stamps.push(Stamp {
-                    mtime: Default::default(),
-                    ctime: Default::default(),
-                });
+                index.stamps.push(Stamp::default());
                 continue;
             }
             let branch = self.branch(layer.branch)?;
             let dir = Loc::dir(self.dir_fd(node, layer)?);
             let listing =
                 self.with_descriptors(|| dir.open_quietly(OFlags::RDONLY | OFlags::DIRECTORY))?;
-            let stat = stat_fd(&listing)?;
-            index.stamps.push(Stamp {
-                mtime: stat.mtime,
-                ctime: stat.ctime,
-            });
-            self.read_layer(&branch, &listing, &mut index)?;
+            let stamp = Stamp::of(&stat_fd(&listing)?);
+            index.unsettled |= stamp.is_young();
+            index.stamps.push(stamp);
+            self.read_layer(&branch, &listing, index)?;
         }
-        ns.index = Some(index);
-        ns.stale = false;
         Ok(())
     }
 
@@ -161,11 +213,11 @@ impl Union {
             return Ok(false);
         }
         for (layer, stamp) in layers.iter().zip(&index.stamps) {
-            if layer.sealed {
+            let immutable = |b: &Arc<Branch>| b.perm.access == crate::spec::Access::RealReadOnly;
+            if layer.sealed || immutable(&self.branch(layer.branch)?) {
                 continue;
             }
-            let now = stat_fd(self.dir_fd(node, layer)?)?;
-            if (now.mtime, now.ctime) != (stamp.mtime, stamp.ctime) {
+            if Stamp::of(&stat_fd(self.dir_fd(node, layer)?)?) != *stamp {
                 return Ok(false);
             }
         }
@@ -190,7 +242,7 @@ impl Union {
 
     /// After a change by the union in `branch`: what it did itself is no news.
     pub(super) fn restamp(&self, node: &Arc<Node>, ns: &mut Namespace, branch: BranchId) {
-        if !matches!(self.options().udba, Udba::Reval(_)) {
+        if !self.is_checked(node) {
             return;
         }
         let Some(index) = &mut ns.index else { return };
@@ -203,10 +255,8 @@ impl Union {
                 && let Ok(fd) = self.dir_fd(node, layer)
                 && let Ok(now) = stat_fd(fd)
             {
-                *stamp = Stamp {
-                    mtime: now.mtime,
-                    ctime: now.ctime,
-                };
+                *stamp = Stamp::of(&now);
+                index.unsettled |= stamp.is_young();
             }
         }
     }
@@ -347,6 +397,10 @@ impl Union {
         }
         Ok(())
     }
+}
+
+fn is_stale(node: &Node) -> bool {
+    node.dir().is_some_and(|dir| dir.watch.is_stale())
 }
 
 /// May the daemon reach what is in a directory, but not list it? (A plain user's.)

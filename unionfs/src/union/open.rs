@@ -84,7 +84,7 @@ impl Union {
             node.count_open();
             return Ok(opened);
         }
-        let reval = matches!(self.options().udba, Udba::Reval(_));
+        let reval = self.options().udba != Udba::None;
         let stamp = if reval {
             Some(self.data_stamp(&node)?)
         } else {

@@ -17,11 +17,11 @@ use crate::errno::Errno;
 use crate::ino::InoMap;
 use crate::node::{FdCache, Home, Layer, Layers, Node, NodeTable, Place};
 use crate::setup::SetupError;
-use crate::spec::{MountSpec, Options, Udba};
+use crate::spec::{MountSpec, Options};
 use crate::stack::Stack;
 use crate::sys::{Name, creds};
 use crate::types::{Kind, NodeId};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -81,6 +81,8 @@ impl Union {
             version: AtomicU64::new(0),
             next_branch,
             absent: AbsentNames::default(),
+            watches: ArcSwapOption::empty(),
+            watcher: Mutex::new(None),
         })
     }
 }
@@ -138,12 +140,6 @@ pub(super) fn refuse_unsupported_options(o: &Options) -> Result<(), SetupError> 
             hint: hint.to_owned(),
         })
     };
-    if o.udba == Udba::Notify {
-        return refuse(
-            "udba=notify",
-            "not supported yet: use udba=reval or udba=none",
-        );
-    }
     if o.timeout.is_some_and(|t| t > FOREVER) {
         return refuse("timeout", "at most 2^30 seconds");
     }

@@ -71,6 +71,7 @@ pub(super) static OPTIONS: &[OptionDef] = &[
     def(Layers, Overlay, &["redirect_dir"], "=on|off", Value(redirect_dir), "rename directories of lower layers (on), or EXDEV"),
 
     def(Union, Both, &["udba"], "=none|reval[:SEC]|notify", Value(|v| set(value::udba(v), Setting::Udba)), "how changes made on a branch itself are noticed"),
+    def(Union, Both, &["watches"], "=N", Value(watches), "udba=notify: most directories watched at a time"),
     def(Union, Both, &["create", "create_policy"], "=POLICY", Value(|v| set(value::create_policy(v), Setting::Create)), "branch of new entries: tdp rr mfs tdmfs pmfs ..."),
     def(Union, Both, &["cpup", "copyup", "copyup_policy"], "=tdp|bup|bu", Value(|v| set(value::copyup_policy(v), Setting::Copyup)), "branch of copied-up files"),
     def(Union, Both, &["diropq"], "=whiteouted|always", Value(|v| set(value::dir_opaque(v), Setting::DirOpaque)), "which new directories are marked opaque"),
@@ -177,6 +178,12 @@ fn namelen(text: &[u8]) -> Result<Meaning, Problem> {
     // From what POSIX guarantees to what Linux can store.
     set(value::number(text, 14, 255), |length| {
         Setting::NameMax(length as u16)
+    })
+}
+
+fn watches(text: &[u8]) -> Result<Meaning, Problem> {
+    set(value::number(text, 1, 1 << 24), |count| {
+        Setting::Watches(count as usize)
     })
 }
 

@@ -38,6 +38,7 @@ pub(super) static ENTRIES: &[Entry] = &[
     entry("redirect_dir", "", "`on`: directories of lower layers can be renamed; `off`, `follow` or `nofollow`: that is EXDEV"),
 
     entry("udba", "see above", "how changes made on a branch itself are noticed: never; names are checked again after SEC seconds; by watches. `fsnotify` is `notify`"),
+    entry("watches", "65536", "`udba=notify`: most branch directories watched at a time; further ones are checked again after 1 s (fs.inotify.max_user_watches limits them, too)"),
     entry("create", "`tdp`", "the branch of new entries, see the policies below"),
     entry("cpup", "`tdp`", "the branch that copied-up files go to: `tdp` topmost with the parent, `bup` nearest above with the parent, `bu` nearest above"),
     entry("diropq", "`whiteouted`", "new directories are marked opaque only over a whiteout, or always (`w`, `a`)"),
