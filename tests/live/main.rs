@@ -5,6 +5,7 @@
     reason = "a failed step is a failed test"
 )]
 
+mod asked;
 mod branches;
 mod channel;
 mod mounted;

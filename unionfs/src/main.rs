@@ -29,6 +29,8 @@ fn parse_and_run() -> anyhow::Result<u8> {
             Ok(0)
         }
         Parsed::Run(Command::Mount(args)) => mount(args),
+        Parsed::Run(Command::Busy(args)) => commands::busy::run(&args),
+        Parsed::Run(Command::Which(args)) => commands::which::run(&args),
         Parsed::Run(Command::Ctl(args)) => commands::ctl::run(&args),
         Parsed::Run(Command::Convert(args)) => commands::convert::run(&args),
         Parsed::Run(Command::Diff(args)) => commands::diff::run(&args),

@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::commands::{convert, ctl, diff, fsck, merge, mvdown, plink, umount};
+use crate::commands::{busy, convert, ctl, diff, fsck, merge, mvdown, plink, umount, which};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use unionfs::spec::table;
@@ -36,6 +36,10 @@ pub enum Command {
     Convert(convert::ConvertArgs),
     /// Show what a branch changes of those below it
     Diff(diff::DiffArgs),
+    /// Show which processes keep a branch from being removed
+    Busy(busy::BusyArgs),
+    /// Show where an entry of a mount is on its branches
+    Which(which::WhichArgs),
     /// Ask and change a live mount
     Ctl(ctl::CtlArgs),
     /// Check branches that are not in use, and repair them

@@ -1,5 +1,6 @@
 //! What the subcommands do: one module each, with its arguments and a `run` that returns the exit code.
 
+pub mod busy;
 pub mod convert;
 pub mod ctl;
 pub mod diff;
@@ -8,3 +9,4 @@ pub mod merge;
 pub mod mvdown;
 pub mod plink;
 pub mod umount;
+pub mod which;

@@ -1,16 +1,20 @@
 //! Questions about a mount and their answers, the same for every caller.
 //!
 //! A question is JSON in the buffer of the ioctl, an answer is JSON read in pages. Asking for a
-//! page names the answer it belongs to by a checksum: when the answer changed meanwhile, the asker
-//! starts again.
+//! page names the answer it belongs to by a checksum; the latest answers are kept, and when one is
+//! not there any more the asker starts again.
 
 use super::text::OsText;
 use crate::errno::{Errno, Result};
 use crate::fuse::session::IoctlHook;
 use crate::sys::ioctl::{COMMAND, SIZE};
-use crate::types::{Caller, NodeId};
+use crate::types::{BranchId, Caller, Kind, NodeId};
 use crate::union::Union;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -29,6 +33,17 @@ pub enum Query {
     Hello,
     /// The branches. Answer: a list of [`Listed`].
     List,
+    /// What is on the branch with this identity only: a list of [`Held`].
+    Held {
+        /// Identity of the branch.
+        branch: u16,
+    },
+    /// Where a name in the directory that is asked (without a name: what is asked itself) is, on
+    /// every branch. Answer: [`Which`].
+    Which {
+        /// Name in the directory.
+        name: Option<OsText>,
+    },
 }
 
 /// Which mount it is.
@@ -59,6 +74,49 @@ pub struct Listed {
     pub size: u64,
 }
 
+/// Something that the kernel knows and that is on one branch only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Inode number in the mount.
+    pub ino: u64,
+    /// Path from the root of the mount: for the mount's owner and root.
+    pub path: Option<OsText>,
+}
+
+/// Where an entry is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Which {
+    /// Path from the root of the mount.
+    pub path: OsText,
+    /// Inode number in the mount; 0 = there is no such entry.
+    pub ino: u64,
+    /// Index of the branch that serves it.
+    pub serving: Option<usize>,
+    /// The branches, topmost first, as far as they hold something.
+    pub branches: Vec<OnBranch>,
+}
+
+/// What one branch has to do with an entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnBranch {
+    /// Position of the branch.
+    pub index: usize,
+    /// The branch, as [`Listed::path`].
+    pub branch: OsText,
+    /// Permission and attributes.
+    pub perm: String,
+    /// Path of the instance from the branch root, where it is another one than in the mount (a
+    /// renamed directory, a pseudo-link).
+    pub at: Option<OsText>,
+    /// Type of the instance.
+    pub kind: Option<String>,
+    /// It is part of what is shown.
+    pub shown: bool,
+    /// Marks that hide what is on branches below: a whiteout (`.wh.NAME`, or the name of a 0/0
+    /// device) or an opaque directory, as paths from the branch root.
+    pub marks: Vec<OsText>,
+}
+
 /// Answers the questions about one mount.
 pub struct Queries {
     /// The union.
@@ -74,18 +132,24 @@ pub struct Queries {
 impl Queries {
     /// The hook for [`crate::fuse::ServeConfig`].
     pub fn hook(self) -> IoctlHook {
-        Arc::new(move |_caller: &Caller, node, command, input: &[u8]| {
+        let recent = Recent::default();
+        Arc::new(move |caller: &Caller, node, command, input: &[u8]| {
             if command != COMMAND {
                 return Err(Errno::NOTTY);
             }
             let asked = Asked::decode(input)?;
-            let answer = self.answer(node, &asked.query)?;
-            page_of(&answer, &asked)
+            if let Some(answer) = recent.get(&asked, caller.uid) {
+                return page_of(&answer, &asked);
+            }
+            let answer = self.answer(caller, node, &asked.query)?;
+            let page = page_of(&answer, &asked)?;
+            recent.keep(answer, caller.uid);
+            Ok(page)
         })
     }
 
     /// The whole answer. `node`: where it was asked.
-    fn answer(&self, _node: NodeId, query: &Query) -> Result<Vec<u8>> {
+    fn answer(&self, caller: &Caller, node: NodeId, query: &Query) -> Result<Vec<u8>> {
         match query {
             Query::Hello => encode(&Hello {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -93,6 +157,20 @@ impl Queries {
                 socket: self.socket.clone().map(OsText::from),
             }),
             Query::List => encode(&self.list()),
+            Query::Held { branch } => {
+                let only = self.union.only_on(BranchId(*branch));
+                // Not everybody may know the names in every directory.
+                let trusted = caller.uid == 0 || caller.uid == rustix::process::geteuid().as_raw();
+                let held = only.iter().map(|o| Held {
+                    ino: o.node.0,
+                    path: trusted.then(|| OsText(OsStr::from_bytes(&o.path).to_owned())),
+                });
+                encode(&held.collect::<Vec<_>>())
+            }
+            Query::Which { name } => {
+                let name = name.as_ref().map(|name| name.as_bytes());
+                encode(&self.which(node, name)?)
+            }
         }
     }
 
@@ -120,6 +198,30 @@ impl Queries {
             .collect()
     }
 
+    fn which(&self, node: NodeId, name: Option<&[u8]>) -> Result<Which> {
+        let found = self.union.which(node, name)?;
+        let text = |bytes: &[u8]| OsText(OsStr::from_bytes(bytes).to_owned());
+        let stack = self.union.stack();
+        let branches = found.branches.into_iter().map(|on| {
+            let branch = &stack.branches()[on.index];
+            OnBranch {
+                index: on.index,
+                branch: self.path_of(on.index, &branch.path),
+                perm: branch.perm.to_string(),
+                at: on.at.as_deref().map(text),
+                kind: on.kind.map(|kind| kind_name(kind).to_owned()),
+                shown: on.shown,
+                marks: on.marks.iter().map(|mark| text(mark)).collect(),
+            }
+        });
+        Ok(Which {
+            path: text(&found.path),
+            ino: found.node.map_or(0, |node| node.0),
+            serving: found.serving,
+            branches: branches.collect(),
+        })
+    }
+
     fn path_of(&self, index: usize, path: &std::path::Path) -> OsText {
         if self.hide_paths {
             OsText::from(format!("b{index}").as_str())
@@ -129,8 +231,64 @@ impl Queries {
     }
 }
 
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::File => "file",
+        Kind::Dir => "directory",
+        Kind::Symlink => "symlink",
+        Kind::Fifo => "fifo",
+        Kind::Socket => "socket",
+        Kind::Char => "character device",
+        Kind::Block => "block device",
+    }
+}
+
 fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>> {
     serde_json::to_vec(value).map_err(|_| Errno::IO)
+}
+
+/// The latest answers of more than one page: numbers in them change all the time, so that the same
+/// would not be found again for the next page.
+#[derive(Default)]
+struct Recent {
+    /// A leaf lock.
+    answers: Mutex<VecDeque<Kept>>,
+}
+
+/// Checksum, who asked, and the answer.
+type Kept = (u32, u32, Arc<Vec<u8>>);
+
+/// Answers kept.
+const KEPT: usize = 8;
+
+impl Recent {
+    fn get(&self, asked: &Asked, uid: u32) -> Option<Arc<Vec<u8>>> {
+        if asked.offset == 0 {
+            return None;
+        }
+        let answers = self.answers.lock();
+        let found = answers
+            .iter()
+            .find(|(sum, who, _)| (*sum, *who) == (asked.sum, uid));
+        found.map(|(_, _, answer)| Arc::clone(answer))
+    }
+
+    fn keep(&self, answer: Vec<u8>, uid: u32) {
+        if answer.len() <= PAGE {
+            return;
+        }
+        let sum = checksum(&answer);
+        let mut answers = self.answers.lock();
+        if answers.len() == KEPT {
+            answers.pop_front();
+        }
+        answers.push_back((sum, uid, Arc::new(answer)));
+    }
+}
+
+/// Never 0, which asks for the first page.
+fn checksum(answer: &[u8]) -> u32 {
+    crc32fast::hash(answer).max(1)
 }
 
 /// A page that is asked for.
@@ -201,8 +359,7 @@ impl Header {
 
 /// The page of `answer` that is asked for. ESTALE: it is of another answer by now.
 fn page_of(answer: &[u8], asked: &Asked) -> Result<Vec<u8>> {
-    // Never 0, which asks for the first page.
-    let sum = crc32fast::hash(answer).max(1);
+    let sum = checksum(answer);
     if asked.offset > 0 && asked.sum != sum {
         return Err(Errno::STALE);
     }

@@ -35,6 +35,20 @@ pub enum Way {
     Mount,
 }
 
+impl Way {
+    /// As JSON calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Cwd => "cwd",
+            Self::Root => "root",
+            Self::Map => "map",
+            Self::Watch => "watch",
+            Self::Mount => "mount",
+        }
+    }
+}
+
 /// One use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {

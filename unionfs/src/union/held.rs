@@ -64,7 +64,7 @@ impl Union {
             .map_or_else(Vec::new, |n| self.path_of(&n))
     }
 
-    fn path_of(&self, node: &Arc<Node>) -> Vec<u8> {
+    pub(super) fn path_of(&self, node: &Arc<Node>) -> Vec<u8> {
         let names = [node.clone()].into_iter().chain(node.ancestors());
         let mut parts: Vec<Vec<u8>> = names
             .filter(|n| n.id != NodeId::ROOT)

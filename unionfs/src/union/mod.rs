@@ -37,6 +37,7 @@ mod setup;
 mod visible;
 mod watch;
 mod watcher;
+mod which;
 mod xattr;
 
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
@@ -49,6 +50,7 @@ use crate::stack::Stack;
 use crate::types::*;
 pub use change::LiveError;
 pub use held::OnlyThere;
+pub use which::{Instance, Whereabouts};
 
 use absent::AbsentNames;
 use copyup::CopyUps;

@@ -1,0 +1,148 @@
+//! What a mount tells of its entries and of who uses them.
+
+use crate::mounted::{Mounted, eventually, text};
+use serde_json::{Value, json};
+use std::fs::{self, File};
+use std::process::Command;
+
+fn which(m: &Mounted, path: &str) -> Value {
+    let out = m.run(&["which", "--json", path]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let all: Value = serde_json::from_slice(&out.stdout).unwrap();
+    all[0].clone()
+}
+
+/// Index, type, shown and marks of each branch.
+fn instances(which: &Value) -> Value {
+    let branches = which["branches"].as_array().unwrap().iter();
+    branches
+        .map(|b| json!([b["index"], b["kind"], b["shown"], b["marks"]]))
+        .collect()
+}
+
+#[test]
+fn which_tells_every_instance_and_the_marks_that_decide() {
+    let Some(m) = Mounted::place(&["b0", "b1", "b2"]) else {
+        return;
+    };
+    m.put("b0/d/.wh.gone", "");
+    m.put("b0/d/top", "0");
+    m.put("b1/d/.wh..wh..opq", "");
+    m.put("b1/d/top", "1");
+    m.put("b1/d/gone", "1");
+    m.put("b2/d/top", "2");
+    m.put("b2/d/below", "2");
+    m.mount("br=b0=rw:b1=ro+wh:b2=ro");
+    let top = which(&m, "m/d/top");
+    assert_eq!(
+        (&top["serving"], &top["path"]),
+        (&json!(0), &json!("d/top"))
+    );
+    assert_ne!(top["ino"], json!(0));
+    let opaque = json!(["d/.wh..wh..opq"]);
+    assert_eq!(
+        instances(&top),
+        json!([
+            [0, "file", true, []],
+            [1, "file", false, opaque],
+            [2, "file", false, []]
+        ])
+    );
+    let gone = which(&m, "m/d/gone");
+    assert_eq!((&gone["serving"], &gone["ino"]), (&Value::Null, &json!(0)));
+    assert_eq!(
+        instances(&gone),
+        json!([[0, null, false, ["d/.wh.gone"]], [1, "file", false, opaque]])
+    );
+    assert_eq!(
+        instances(&which(&m, "m/d/below")),
+        json!([[1, null, false, opaque], [2, "file", false, []]])
+    );
+    assert_eq!(
+        instances(&which(&m, "m/d")),
+        json!([
+            [0, "directory", true, []],
+            [1, "directory", true, opaque],
+            [2, "directory", false, []]
+        ])
+    );
+    assert_eq!(which(&m, "m")["serving"], json!(0));
+    let plain = text(&m.run(&["which", "m/d/gone"]).stdout);
+    assert!(
+        plain.starts_with("m/d/gone: not in the union\n  0 ")
+            && plain.contains("marked by d/.wh.gone"),
+        "{plain}"
+    );
+    let out = m.run(&["which", "b0/d/top"]);
+    assert_eq!(
+        text(&out.stderr),
+        "uaufs: b0/d/top: in no mounted union (ENOTTY)\n"
+    );
+}
+
+#[test]
+fn which_follows_renamed_directories_and_pseudo_links() {
+    let Some(m) = Mounted::place(&["b0", "b1"]) else {
+        return;
+    };
+    m.put("b1/old/file", "x");
+    m.put("b1/a", "x");
+    fs::hard_link(m.path("b1/a"), m.path("b1/b")).unwrap();
+    m.mount("br=b0=rw:b1=ro,dirren");
+    fs::rename(m.path("m/old"), m.path("m/new")).unwrap();
+    let file = which(&m, "m/new/file");
+    assert_eq!(file["serving"], json!(1));
+    assert_eq!(file["branches"][0]["at"], json!("old/file"));
+    fs::write(m.path("m/a"), "y").unwrap();
+    assert_eq!(m.read("m/b"), "y");
+    let linked = which(&m, "m/b");
+    assert_eq!(linked["serving"], json!(0));
+    let at = linked["branches"][0]["at"].as_str().unwrap();
+    assert!(at == "a" || at.starts_with(".wh..wh.plnk/"), "{linked}");
+}
+
+#[test]
+fn busy_names_processes_and_their_files() {
+    let Some(m) = Mounted::new(&["b0", "b1"], "br=b0=rw:b1=ro") else {
+        return;
+    };
+    m.put("b1/d/file", "x");
+    let busy = || -> Value {
+        let out = m.run(&["busy", "--json", "m", "b1"]);
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        serde_json::from_slice(&out.stdout).unwrap()
+    };
+    assert_eq!(m.read("m/d/file"), "x");
+    assert_eq!(busy(), json!([]), "what is only cached is not in use");
+    let mut child = Command::new("sleep")
+        .arg("60")
+        .stdin(File::open(m.path("m/d/file")).unwrap())
+        .current_dir(m.path("m/d"))
+        .spawn()
+        .unwrap();
+    eventually("two uses", || busy().as_array().unwrap().len() == 2);
+    let found = busy();
+    let uses: Vec<&str> = found
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|u| {
+            assert_eq!(u["pid"], json!(child.id()));
+            u["use"].as_str().unwrap()
+        })
+        .collect();
+    assert_eq!(uses, ["cwd", "open"]);
+    let plain = text(&m.run(&["busy", "m", "b1"]).stdout);
+    assert!(
+        plain.contains(&format!("pid {} (sleep) is in ", child.id())),
+        "{plain}"
+    );
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(busy(), json!([]));
+    let out = m.run(&["busy", "m", "nowhere"]);
+    assert_eq!(
+        text(&out.stderr),
+        "uaufs: nowhere: no such branch (ENOENT): `uaufs ctl MOUNTPOINT list` shows them\n"
+    );
+}
