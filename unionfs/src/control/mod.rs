@@ -1,7 +1,7 @@
 //! Asking and changing a live mount.
 //!
 //! Queries are an ioctl on any directory of the mount, open to whoever can open it ([`query`],
-//! [`ask`]). Changes come over a unix socket in a directory of the mount's owner ([`place`],
+//! [`mod@ask`]). Changes come over a unix socket in a directory of the mount's owner ([`place`],
 //! [`server`], [`client`]); only the owner and root are heard, and directories of new branches
 //! come as descriptors. A mount without a socket (that of a container) can be asked but not changed.
 
