@@ -8,10 +8,10 @@ use unionfs::branch::Store;
 use unionfs::spec::Format;
 
 /// A tmpfs of its own.
-struct Tmpfs(PathBuf);
+pub struct Tmpfs(PathBuf);
 
 impl Tmpfs {
-    fn mount(at: &Path) -> Self {
+    pub fn mount(at: &Path) -> Self {
         std::fs::create_dir_all(at).unwrap();
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o", "size=1m", "uaufs-test"])

@@ -181,3 +181,54 @@ fn a_file_known_by_two_names_survives_the_rename_over_one() {
     assert_eq!(t.union().getattr(node).unwrap().nlink, 0);
     assert_eq!(t.read_node(node).unwrap(), "file");
 }
+
+#[test]
+fn without_pseudo_links_a_written_name_parts_from_the_others() {
+    if !is_root() {
+        return;
+    }
+    for options in ["noplink", "noplink,udba=none", "droplvl=3"] {
+        let mut t = Fixture::new();
+        t.put("b1/a", "old");
+        t.put_link("b1/a", "b1/b");
+        t.put_link("b1/a", "b1/d/c");
+        t.put_link("b1/a", "b1/d/e");
+        t.put_dir("b0");
+        t.open(&["b0=rw", "b1=ro"], options);
+        // All were seen before anything is written, and one is open.
+        let (a, b) = (t.node("a"), t.node("b"));
+        let (c, e) = (t.node("d/c"), t.node("d/e"));
+        t.write_node(b, "new").unwrap();
+        assert_eq!(t.on_branch("b0/b"), "new");
+        assert!(!t.path("b0/a").exists());
+        assert_eq!(t.read_node(a).unwrap(), "old");
+        assert_eq!((t.read("a"), t.read("b")), ("old".into(), "new".into()));
+        // link(2) joins the two names that it is about.
+        t.link("d/c", "x").unwrap();
+        t.write_node(c, "joined").unwrap();
+        assert_eq!((t.read("x"), t.attr("x").nlink), ("joined".into(), 2));
+        assert_eq!(t.read("d/e"), "old");
+        // One that is removed while open is written without the others.
+        t.unlink("d/e").unwrap();
+        assert_eq!(t.union().getattr(e).unwrap().nlink, 0);
+        t.write_node(e, "gone").unwrap();
+        assert_eq!(t.read_node(e).unwrap(), "gone");
+        assert_eq!(t.read("a"), "old");
+        t.rename("a", "d/f").unwrap();
+        t.check_numbers("");
+        t.check_numbers("d");
+        t.forget();
+        for _ in 0..2 {
+            assert_eq!(t.names(""), ["b", "d", "x"]);
+            assert_eq!(t.names("d"), ["c", "f"]);
+            assert_eq!((t.read("b"), t.read("d/f")), ("new".into(), "old".into()));
+            assert_eq!(
+                (t.read("d/c"), t.read("x")),
+                ("joined".into(), "joined".into())
+            );
+            t.check_numbers("d");
+            t.open(&["b0=rw", "b1=ro"], options);
+        }
+        assert_eq!(t.on_branch("b1/a"), "old");
+    }
+}

@@ -1,6 +1,7 @@
 //! Whiteouts that are shown, that contradict what is there, and that are removed in bulk.
 
-use super::fixture::Fixture;
+use super::fixture::{Fixture, is_root};
+use super::identity::Tmpfs;
 use std::time::{Duration, Instant};
 use unionfs::errno::Errno;
 
@@ -143,4 +144,66 @@ fn few_whiteouts_are_gone_when_rmdir_returns() {
             .next()
             .is_none()
     );
+}
+
+#[test]
+fn a_base_with_as_many_links_as_the_filesystem_allows_is_replaced() {
+    if !is_root() {
+        return;
+    }
+    let mut t = Fixture::new();
+    for name in ["a", "b", "c"] {
+        t.put(&format!("b1/{name}"), "");
+    }
+    t.put_dir("b0");
+    t.put_dir("links");
+    let branches = ["b0=rw", "b1=ro"];
+    t.open(&branches, "");
+    let base = t.path("b0/.wh..wh.aufs");
+    let number = t.number_on_branch("b0/.wh..wh.aufs");
+    t.unlink("a").unwrap();
+    assert_eq!(t.number_on_branch("b0/.wh.a"), number);
+    let full = (0..70_000).find(|n| {
+        let link = t.path(&format!("links/{n}"));
+        std::fs::hard_link(&base, link).is_err()
+    });
+    if full.is_none() {
+        return;
+    }
+    t.unlink("b").unwrap();
+    t.unlink("c").unwrap();
+    assert!(t.names("").is_empty());
+    let renewed = t.number_on_branch("b0/.wh..wh.aufs");
+    assert_ne!(renewed, number);
+    assert_eq!(t.number_on_branch("b0/.wh.c"), renewed);
+    t.open(&branches, "");
+    assert!(t.names("").is_empty());
+}
+
+/// ext4 takes no attribute of more than a block; tmpfs does.
+#[test]
+fn an_attribute_that_the_copy_cannot_have_fails_the_copy_up_unless_icex_says_otherwise() {
+    if !is_root() {
+        return;
+    }
+    let mut t = Fixture::new();
+    let lower = t.path("b1");
+    let _tmpfs = Tmpfs::mount(&lower);
+    t.put("b1/a", "data");
+    t.put_dir("b0");
+    let big = vec![b'x'; 20_000];
+    let set = |path: &std::path::Path| {
+        rustix::fs::setxattr(path, "user.big", &big, rustix::fs::XattrFlags::empty())
+    };
+    t.put("b0/probe", "");
+    if set(&lower.join("a")).is_err() || set(&t.path("b0/probe")).is_ok() {
+        return;
+    }
+    for (perm, copied) in [("rw", false), ("rw+icexsec", false), ("rw+icexusr", true)] {
+        t.open(&[&format!("b0={perm}"), "b1=ro"], "");
+        assert_eq!(t.write("a", "new").is_ok(), copied, "{perm}");
+        assert_eq!(t.path("b0/a").exists(), copied, "{perm}");
+    }
+    assert_eq!(t.on_branch("b0/a"), "new");
+    t.close();
 }

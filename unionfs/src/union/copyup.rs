@@ -296,10 +296,19 @@ impl Union {
         self.note_strangers(&parent, &mut ns);
         let dir = self.dir_fd_on(&parent, target.id)?;
         let before = stat_fd(&dir)?;
-        let origin = self.remember_origin(node, target, copy, lower)?;
-        let linked = lower.nlink > 1;
+        // `noplink`: one name parts from the others; the number is its own until the union is closed.
+        let parts = lower.nlink > 1 && !self.options().plink && self.links.plink(node.id).is_none();
+        let linked = lower.nlink > 1 && !parts;
+        if parts {
+            self.inos.keep(&copy.stat, node.id);
+        }
+        let origin = if parts {
+            None
+        } else {
+            Some(self.remember_origin(node, target, copy, lower)?)
+        };
         let (old_delta, old_plink) = (self.links.delta(node.id), self.links.plink(node.id));
-        if linked {
+        if let Some(origin) = origin.filter(|_| linked) {
             let delta = self.links.nlink(node, lower) as i32 - 1;
             self.set_delta(node, target, origin.source, delta);
             self.add_plink(node, target, copy, origin, delta)?;
@@ -309,7 +318,7 @@ impl Union {
         });
         if let Err(err) = placed {
             self.inos.forget_real(target.dev, copy.stat.ino);
-            if linked {
+            if let Some(origin) = origin.filter(|_| linked) {
                 self.remove_plink(node, target, copy.stat.ino);
                 self.set_delta(node, target, origin.source, old_delta);
                 if let Some(old) = old_plink {
@@ -348,7 +357,8 @@ impl Union {
     ) -> Result<()> {
         let old_plink = self.links.plink(node.id);
         let names = self.links.nlink(node, lower) as i32;
-        if lower.nlink > 1 && names > 0 {
+        let joined = self.options().plink || old_plink.is_some();
+        if lower.nlink > 1 && names > 0 && joined {
             let origin = self.remember_origin(node, target, copy, lower)?;
             self.set_delta(node, target, origin.source, names);
             self.add_plink(node, target, copy, origin, names)?;

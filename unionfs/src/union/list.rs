@@ -41,10 +41,13 @@ impl Union {
         let stack = self.stack();
         for (position, name, kind, top, real) in index.iter_from(cookie.saturating_sub(FIRST - 1)) {
             let dev = stack.get(top).map_or(0, |b| b.dev);
-            let ino = match self.inos.number_in_listing(dev, real) {
+            // Then it depends on the link count.
+            let own_numbers = !self.options().plink && kind != Kind::Dir;
+            let known = self.inos.number_in_listing(dev, real);
+            let ino = match known.filter(|_| !own_numbers) {
                 Some(ino) => ino,
                 None => match self.dir_fd_on(&node, top).and_then(|d| stat_at(d, name)) {
-                    Ok(stat) => self.inos.number(&stat),
+                    Ok(stat) => self.file_number(node.id, name, top, &stat),
                     // Removed meanwhile.
                     Err(_) => continue,
                 },

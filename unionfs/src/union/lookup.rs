@@ -117,6 +117,28 @@ impl Union {
         }
     }
 
+    /// The number of a non-directory. With `noplink` each name of a file on a readonly branch has
+    /// one of its own: what is written under one name is not seen under the others.
+    pub(super) fn file_number(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        top: BranchId,
+        stat: &RealStat,
+    ) -> NodeId {
+        let number = self.inos.number(stat);
+        if self.options().plink || stat.nlink < 2 || stat.kind() == Kind::Dir {
+            return number;
+        }
+        let readonly = self.branch(top).is_ok_and(|b| !b.writable());
+        // Names that were joined in an earlier mount stay so.
+        if readonly && self.links.plink(number).is_none() {
+            self.inos.alias(parent, name)
+        } else {
+            number
+        }
+    }
+
     pub(super) fn file_child(
         &self,
         parent: &Arc<Node>,
@@ -125,7 +147,7 @@ impl Union {
         stat: RealStat,
         references: u64,
     ) -> Child {
-        let mut id = self.inos.number(&stat);
+        let mut id = self.file_number(parent.id, name, found.top, &stat);
         // A number that lives on as something else: the file was replaced behind our back.
         if self.nodes.get(id).is_some_and(|n| n.kind != stat.kind()) {
             id = self.inos.fresh();

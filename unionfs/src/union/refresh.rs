@@ -201,7 +201,7 @@ impl Union {
             && stat.kind() == node.kind
         {
             let there = (found.top, stat.ino);
-            if self.inos.number(&stat) == node.id {
+            if self.file_number(parent.id, &home.name, found.top, &stat) == node.id {
                 let changed = (home.branch, home.real) != there;
                 node.update_home(|h| {
                     (h.branch, h.real) = there;
@@ -238,7 +238,9 @@ impl Union {
         found: &Present,
         stat: &RealStat,
     ) -> Option<Arc<Node>> {
-        let node = self.nodes.get(self.inos.number(stat))?;
+        let node = self
+            .nodes
+            .get(self.file_number(parent.id, name, found.top, stat))?;
         if node.seen() == self.version() || node.kind == Kind::Dir {
             return Some(node);
         }

@@ -89,6 +89,12 @@ impl Union {
         physical: bool,
     ) {
         let id = self.inos.number(stat);
+        if let Some(node) = node.filter(|n| n.id != id && !physical) {
+            // `noplink`: it was the only name of this node.
+            self.links.set_delta(node.id, -(stat.nlink as i32));
+            self.links.mark_unnamed(node.id);
+            return;
+        }
         let plink = self.links.plink(id);
         // It was a link of an older file, from which a copy on a higher branch was made.
         let elsewhere = plink.is_some_and(|p| (p.branch, p.real) != (target.id, stat.ino));

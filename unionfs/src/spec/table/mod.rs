@@ -156,14 +156,6 @@ pub(super) struct OptionDef {
     pub action: Action,
 }
 
-/// What is understood but not honoured yet.
-fn not_yet(setting: &Setting) -> Option<&'static str> {
-    match setting {
-        Setting::Plink(false) => Some("no effect yet: hard links stay one file when copied up"),
-        _ => None,
-    }
-}
-
 impl OptionDef {
     /// How the option is written, as in `udba=none|reval[:SEC]|notify`.
     pub fn usage(&self) -> String {
@@ -185,13 +177,7 @@ impl OptionDef {
                 "takes no value",
                 format!("`{}`", self.usage()),
             )),
-            (Action::Toggle(set), None) => {
-                let setting = set(self.names.contains(&name));
-                Ok(Meaning {
-                    caution: not_yet(&setting),
-                    settings: vec![setting],
-                })
-            }
+            (Action::Toggle(set), None) => Ok(set(self.names.contains(&name)).into()),
             (Action::Flag(set), None) => Ok(set()),
             (Action::Value(_), None | Some(b"")) if !self.value.starts_with('[') => {
                 Err(Problem::new("needs a value", format!("`{}`", self.usage())))
