@@ -9,7 +9,7 @@ suite_stress() {
     fi
     local options changes=1000
     if [[ -n $QUICK ]]; then changes=100; fi
-    for options in udba=reval udba=none udba=none,io=cache; do
+    for options in udba=reval udba=none udba=none,io=cache udba=notify; do
         mkdir "$WORK/stress"
         if timeout 900 "$TOOLS/livestress" --uaufs "$UAUFS" --work "$WORK/stress" --changes "$changes" \
             --options "$options${MODE:+,$MODE}" --seed "${SEED:-1}" >"$WORK/stress.out" 2>&1; then
