@@ -6,9 +6,12 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use unionfs::control::Query;
 use unionfs::control::ask::ask_at;
-use unionfs::control::query::Hello;
+use unionfs::control::query::{Hello, Queries};
+use unionfs::spec::MountSpec;
+use unionfs::union::Union;
 
 fn hello(mounted: &Mounted) -> Hello {
     ask_at(&mounted.path("m"), &Query::Hello).unwrap()
@@ -171,4 +174,25 @@ fn another_user_can_ask_but_not_change() {
         text(&changed.stderr),
         "uaufs: m: only the mount's owner and root may change it (EACCES)\n"
     );
+}
+
+#[test]
+fn a_container_sees_labels_and_no_socket() {
+    let Some(m) = Mounted::place(&["b0", "b1"]) else {
+        return;
+    };
+    let options = format!("br={0}/b0=rw:{0}/b1=ro", m.path("").display());
+    let spec = MountSpec::parse(&[options.into()]).unwrap();
+    let queries = Queries {
+        union: Arc::new(Union::open(&spec).unwrap()),
+        instance: "x".into(),
+        socket: None,
+        hide_paths: true,
+    };
+    let labels: Vec<String> = queries
+        .list()
+        .iter()
+        .map(|b| b.path.to_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(labels, ["b0", "b1"]);
 }
