@@ -1,6 +1,5 @@
 //! The command line: options as they are typed, turned into a [`Spec`].
 
-use crate::ostext::OsText;
 use crate::parse;
 use crate::spec::{Limits, Network, Root, Security, Spec, Unmask, Userns};
 use crate::step::caps;
@@ -10,6 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::BufRead;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+use unionfs::ostext::OsText;
 
 /// Containers on a union filesystem, without privileges.
 #[derive(Parser, Debug)]

@@ -3,7 +3,6 @@
 
 use crate::console;
 use crate::error;
-use crate::ostext::OsText;
 use crate::selfexe;
 use crate::spec::IdMapping;
 use crate::sync::{Channel, DaemonReport};
@@ -17,6 +16,7 @@ use std::sync::Arc;
 use unionfs::control::new_instance;
 use unionfs::control::query::Queries;
 use unionfs::fuse::{IoPlan, MountRequest, ServeConfig, mount_detached, plan, serve};
+use unionfs::ostext::OsText;
 use unionfs::spec::{IdMap, IdRange, MountFlags, MountSpec};
 use unionfs::sys::creds::OVERFLOW_ID;
 use unionfs::union::Union;

@@ -10,7 +10,6 @@ mod guard;
 mod host;
 mod init;
 mod manage;
-mod ostext;
 mod outer;
 mod parse;
 mod plan;

@@ -3,7 +3,6 @@
 use crate::cgroup::detect::Version;
 use crate::cgroup::plan::{self as cgroup, CgroupPlan};
 use crate::host::Facts;
-use crate::ostext::OsText;
 use crate::spec::{IdMapping, Network, Root, Security, Spec, Unmask, Userns};
 use crate::step::Step;
 use crate::step::caps;
@@ -12,6 +11,7 @@ use crate::step::payload::{Payload, check_user};
 use crate::step::seccomp;
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+use unionfs::ostext::OsText;
 
 /// Ids in the container that a range must at least cover to be useful: 0 to 65535.
 const USUAL_IDS: u32 = 65_536;

@@ -7,7 +7,6 @@ use crate::error::{self, Explain};
 use crate::fsd::FsConfig;
 use crate::guard::Guard;
 use crate::host::Facts;
-use crate::ostext::OsText;
 use crate::outer::{self, Outer};
 use crate::plan::{Caller, Plan, UsernsPlan};
 use crate::spec::{IdMapping, Limits, Root, Volume};
@@ -23,6 +22,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use unionfs::ostext::OsText;
 
 /// Where `ulaunch` inside a container keeps its layers, and its locks.
 const NESTED: [(&str, &str); 2] = [("data", "/var/lib/ulaunch"), ("run", "/run/ulaunch")];

@@ -1,8 +1,8 @@
 //! What the user asks of a container, checked for form but not against the host.
 
-use crate::ostext::OsText;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use unionfs::ostext::OsText;
 
 /// A container as asked for.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -5,7 +5,6 @@
 //! container whose supervisor was killed is recognised, even when its number is used again.
 
 use crate::error::Explain;
-use crate::ostext::OsText;
 use crate::plan::Maps;
 use crate::spec::Spec;
 use anyhow::{Context, Result, bail, ensure};
@@ -15,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use unionfs::ostext::OsText;
 
 /// Format of `state.json`.
 const VERSION: u32 = 1;

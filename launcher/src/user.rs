@@ -4,7 +4,6 @@
 //! regular ones are not read.
 
 use crate::error::Explain;
-use crate::ostext::OsText;
 use crate::parse;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FileType, Mode, OFlags};
@@ -12,6 +11,7 @@ use rustix::io::Errno;
 use std::ffi::OsString;
 use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
+use unionfs::ostext::OsText;
 
 /// Larger files are refused.
 const MAX_SIZE: u64 = 4 << 20;

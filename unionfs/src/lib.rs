@@ -25,6 +25,7 @@ pub mod fuse;
 pub mod ino;
 pub mod merging;
 pub mod node;
+pub mod ostext;
 pub mod policy;
 pub mod setup;
 pub mod shown;

@@ -59,6 +59,19 @@ impl Kind {
         }
     }
 
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Dir => "directory",
+            Self::Symlink => "symlink",
+            Self::Fifo => "fifo",
+            Self::Socket => "socket",
+            Self::Char => "character device",
+            Self::Block => "block device",
+        }
+    }
+
     /// The `S_IFMT` bits.
     pub fn to_mode(self) -> u32 {
         match self {

@@ -5,11 +5,11 @@
 //! the daemon neither eats the tasks nor is confined with it.
 
 use super::detect::{Hierarchy, Version};
-use crate::ostext::OsText;
 use crate::spec::Limits;
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use unionfs::ostext::OsText;
 
 /// Length of the period in which a CPU quota counts, in microseconds (the kernel's default).
 const PERIOD: u64 = 100_000;

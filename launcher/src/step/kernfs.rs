@@ -2,13 +2,13 @@
 
 use super::{Context, mount};
 use crate::error::Explain;
-use crate::ostext::OsText;
 use anyhow::{Result, ensure};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use unionfs::ostext::OsText;
 use unionfs::sys::mount_attr;
 
 /// No programs, no set-user-ID, no devices.

@@ -14,10 +14,10 @@ pub mod seccomp;
 pub mod userns;
 pub mod volumes;
 
-use crate::ostext::OsText;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
+use unionfs::ostext::OsText;
 
 /// One thing that init does before the command starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,7 +3,6 @@
 use super::caps::{self, CapSet};
 use super::seccomp;
 use crate::error::{self, Explain, describe};
-use crate::ostext::OsText;
 use crate::parse;
 use crate::spec::Ulimit;
 use crate::sys;
@@ -16,6 +15,7 @@ use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
+use unionfs::ostext::OsText;
 
 /// What runs in the container, and as what.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

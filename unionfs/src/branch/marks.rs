@@ -3,7 +3,7 @@
 use super::{Branch, overlay};
 use crate::errno::{Errno, Result};
 use crate::spec::Format;
-use crate::sys::loc::open_beneath;
+use crate::sys::loc::{open_beneath, open_listing};
 use crate::sys::stat::stat_at;
 use crate::sys::{creds, xattr};
 use crate::types::Kind;
@@ -216,7 +216,7 @@ impl Branch {
 pub fn count_marks(dir: impl AsFd, devices: bool) -> Result<Option<usize>> {
     let dir = dir.as_fd();
     let mut marks = 0;
-    for entry in rustix::fs::Dir::read_from(openat_self(dir)?)? {
+    for entry in rustix::fs::Dir::read_from(open_listing(dir)?)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if name == b"." || name == b".." {
@@ -231,11 +231,6 @@ pub fn count_marks(dir: impl AsFd, devices: bool) -> Result<Option<usize>> {
         marks += 1;
     }
     Ok(Some(marks))
-}
-
-fn openat_self(dir: impl AsFd) -> Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat(dir, c".", flags, Mode::empty())
 }
 
 pub(crate) fn make_null_device(dir: impl AsFd, name: &[u8]) -> Result<()> {

@@ -8,6 +8,7 @@ use crate::setup::SetupError;
 use crate::spec::{BranchPerm, BranchSpec, Format, Grammar};
 use crate::sys::clone_tree::private_clone;
 use crate::sys::loc::open_beneath;
+use crate::sys::loc::open_listing;
 use crate::sys::stat::stat_fd;
 use crate::types::BranchId;
 use crate::whiteout::{CONVERTING, STORE_DIR};
@@ -106,8 +107,7 @@ fn checked(spec: &BranchSpec, fd: OwnedFd, real_path: PathBuf) -> Result<Candida
         return Err(path_error(&spec.path, Errno::INVAL, &what));
     }
     // A branch nobody can list would look empty, not unreadable.
-    let listing = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    openat(&fd, c".", listing, Mode::empty()).map_err(|e| {
+    open_listing(&fd).map_err(|e| {
         path_error(
             &spec.path,
             e,

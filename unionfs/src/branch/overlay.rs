@@ -4,7 +4,7 @@
 //! Documentation/filesystems/overlayfs.rst; fuse-overlayfs(1).
 
 use crate::errno::{Errno, Result};
-use crate::sys::xattr::Target;
+use crate::sys::xattr::{self, Target};
 
 /// Where overlayfs keeps its attributes: mounted by root, and with `userxattr`.
 pub const NAMESPACES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
@@ -42,7 +42,7 @@ impl Attributes {
 
     /// Those in the result of a listxattr(2).
     pub fn listed(names: &[u8]) -> Self {
-        names.split(|b| *b == 0).map(Self::named).collect()
+        xattr::names(names).map(Self::named).collect()
     }
 
     fn named(name: &[u8]) -> Self {
@@ -96,7 +96,7 @@ pub fn remove(file: &Target<'_>, short: &[u8]) -> Result<()> {
 
 /// Removes every attribute of overlayfs that is not escaped.
 pub fn remove_all(file: &Target<'_>) -> Result<()> {
-    for name in file.list()?.split(|b| *b == 0) {
+    for name in xattr::names(&file.list()?) {
         let known = Attributes::named(name);
         if known.is_empty() || known == Attributes::ESCAPED {
             continue;

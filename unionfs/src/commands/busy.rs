@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use unionfs::control::ask::ask_at;
 use unionfs::control::query::Held;
 use unionfs::control::users::{User, device_of, users};
-use unionfs::control::{Listed, OsText, Query};
+use unionfs::control::{Listed, Query};
+use unionfs::ostext::OsText;
 use unionfs::shown::Shown;
 
 /// Which branch of which mount.

@@ -8,8 +8,9 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use unionfs::control::protocol::MoveWhich;
-use unionfs::control::{Client, OsText, Request};
+use unionfs::control::{Client, Request};
 use unionfs::errno::errno_name;
+use unionfs::ostext::OsText;
 use unionfs::shown::Shown;
 use unionfs::sys::stat::stat_fd;
 

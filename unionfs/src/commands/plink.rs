@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use unionfs::control::{Client, OsText, Request};
+use unionfs::control::{Client, Request};
+use unionfs::ostext::OsText;
 use unionfs::shown::Shown;
 
 /// What is to be done with the pseudo-links of a mount.

@@ -8,8 +8,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use unionfs::control::query::{OnBranch, Which};
-use unionfs::control::{OsText, Query, ask};
+use unionfs::control::{Query, ask};
 use unionfs::errno::Errno;
+use unionfs::ostext::OsText;
 use unionfs::setup::SetupError;
 use unionfs::shown::Shown;
 

@@ -14,7 +14,6 @@ pub mod place;
 pub mod protocol;
 pub mod query;
 pub mod server;
-mod text;
 pub mod users;
 mod wire;
 
@@ -22,7 +21,6 @@ pub use ask::ask;
 pub use client::Client;
 pub use protocol::{Failure, Request};
 pub use query::{Listed, Query};
-pub use text::OsText;
 
 use std::hash::{BuildHasher, Hasher};
 

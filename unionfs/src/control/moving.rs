@@ -1,9 +1,8 @@
 //! Moving content between the branches of a mount: requests, and how they are told.
 
 use super::protocol::{Failure, MergeHow, MoveWhich, Outcome};
-use super::text::OsText;
-use crate::diff::kind_name;
 use crate::errno::{Errno, errno_name};
+use crate::ostext::OsText;
 use crate::sys::stat::stat_fd;
 use crate::types::{BranchId, NodeId};
 use crate::union::Union;
@@ -66,7 +65,7 @@ impl StepLine {
     /// What there is to tell of a step.
     pub fn of(step: &Step<'_>) -> Self {
         let kind = match step.item {
-            Item::Entry(kind) => kind_name(kind),
+            Item::Entry(kind) => kind.name(),
             Item::Whiteout => "whiteout",
             Item::OpaqueMark => "opaque mark",
         };

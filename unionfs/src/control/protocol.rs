@@ -3,8 +3,8 @@
 //! Every packet is JSON of at most [`MAX_PACKET`] bytes. An answer is any number of progress and
 //! data frames and one that ends it.
 
-use super::text::OsText;
 use crate::errno::{Errno, errno_name};
+use crate::ostext::OsText;
 use crate::setup::SetupError;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -4,11 +4,11 @@
 //! page names the answer it belongs to by a checksum; the latest answers are kept, and when one is
 //! not there any more the asker starts again.
 
-use super::text::OsText;
 use crate::errno::{Errno, Result};
 use crate::fuse::session::IoctlHook;
+use crate::ostext::OsText;
 use crate::sys::ioctl::{COMMAND, SIZE};
-use crate::types::{BranchId, Caller, Kind, NodeId};
+use crate::types::{BranchId, Caller, NodeId};
 use crate::union::Union;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -209,7 +209,7 @@ impl Queries {
                 branch: self.path_of(on.index, &branch.path),
                 perm: branch.perm.to_string(),
                 at: on.at.as_deref().map(text),
-                kind: on.kind.map(|kind| kind_name(kind).to_owned()),
+                kind: on.kind.map(|kind| kind.name().to_owned()),
                 shown: on.shown,
                 marks: on.marks.iter().map(|mark| text(mark)).collect(),
             }
@@ -228,18 +228,6 @@ impl Queries {
         } else {
             OsText::from(path.to_path_buf())
         }
-    }
-}
-
-fn kind_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::File => "file",
-        Kind::Dir => "directory",
-        Kind::Symlink => "symlink",
-        Kind::Fifo => "fifo",
-        Kind::Socket => "socket",
-        Kind::Char => "character device",
-        Kind::Block => "block device",
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::branch::Branch;
 use crate::errno::{Errno, Result};
 use crate::spec::Format;
+use crate::sys::loc::open_listing;
 use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::xattr;
@@ -10,7 +11,7 @@ use crate::types::{Kind, Timestamp};
 use crate::whiteout::{NameClass, classify};
 use rustc_hash::FxHashMap;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{Dir, Mode, OFlags, openat};
+use rustix::fs::Dir;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -103,8 +104,7 @@ pub(super) fn look(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<Here> 
 
 /// Names of a directory on one branch: those that exist, and those that it hides below it.
 pub(super) fn read(branch: &Branch, dir: &OwnedFd) -> Result<(Names, BTreeSet<Vec<u8>>)> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let listing = openat(dir, c".", flags, Mode::empty())?;
+    let listing = open_listing(dir)?;
     let (mut names, mut hidden) = (Names::new(), BTreeSet::new());
     for entry in Dir::new(listing)? {
         let entry = entry?;

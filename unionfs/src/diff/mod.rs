@@ -184,8 +184,8 @@ impl<W: Write> Printer<W> {
         let line = Line {
             path: Shown(changed.path),
             change,
-            kind: changed.kind.map(kind_name),
-            was: changed.was.map(kind_name),
+            kind: changed.kind.map(Kind::name),
+            was: changed.was.map(Kind::name),
         };
         serde_json::to_writer(&mut self.out, &line).map_err(io::Error::from)
     }
@@ -200,19 +200,6 @@ impl<W: Write> Printer<W> {
                 .write_all(if self.any { b"\n]\n" } else { b"[]\n" })?;
         }
         self.out.flush()
-    }
-}
-
-/// A type in words.
-pub fn kind_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::File => "file",
-        Kind::Dir => "directory",
-        Kind::Symlink => "symlink",
-        Kind::Fifo => "fifo",
-        Kind::Socket => "socket",
-        Kind::Char => "character device",
-        Kind::Block => "block device",
     }
 }
 

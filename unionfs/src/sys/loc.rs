@@ -49,6 +49,12 @@ pub fn open_subdir(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
     open_beneath(dir, name, flags)
 }
 
+/// Opens a directory, of which an `O_PATH` descriptor will do, for listing or syncing it.
+pub fn open_listing(dir: impl AsFd) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, c".", flags, Mode::empty())
+}
+
 /// openat2(2) with `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS |
 /// RESOLVE_NO_XDEV`; `path` may have several components.
 ///

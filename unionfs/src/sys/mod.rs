@@ -20,7 +20,7 @@ pub mod xattr;
 
 pub use loc::Loc;
 pub use stat::RealStat;
-pub use unlock::Unlocked;
+pub use unlock::{Unlocked, with_write_permission};
 
 /// A file name of a branch: at most 255 bytes, usually under 16, then without allocation.
 pub type Name = smallvec::SmallVec<[u8; 16]>;

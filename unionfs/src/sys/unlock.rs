@@ -1,7 +1,7 @@
 //! Directories that their owner protected from himself: opened up for one step of a daemon that
 //! has no privilege to override that.
 
-use crate::errno::Result;
+use crate::errno::{Errno, Result};
 use crate::sys::Loc;
 use rustix::fd::OwnedFd;
 use std::sync::Arc;
@@ -49,4 +49,16 @@ impl Drop for Unlocked {
             log::error!("cannot give a directory its mode {mode:o} again: {err}");
         }
     }
+}
+
+/// Runs `f`, which changes names in `dir`. A file may be changed in a directory that is
+/// write-protected, and a plain user's daemon cannot override that: it gives itself permission
+/// meanwhile.
+pub fn with_write_permission<T>(dir: &Arc<OwnedFd>, f: impl Fn() -> Result<T>) -> Result<T> {
+    match f() {
+        Err(Errno::ACCESS) => {}
+        other => return other,
+    }
+    let _unlocked = Unlocked::directory(dir.clone())?;
+    f()
 }

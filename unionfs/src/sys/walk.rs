@@ -3,7 +3,7 @@
 
 use crate::errno::{Errno, Result};
 use crate::sys::Name;
-use crate::sys::loc::open_beneath;
+use crate::sys::loc::{open_beneath, open_listing};
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::types::Kind;
 use rustix::fd::{AsFd, OwnedFd};
@@ -68,7 +68,7 @@ pub fn tree<T, E: From<Errno>>(
     mut visit: impl FnMut(Step<'_>, T) -> std::result::Result<Children<T>, E>,
 ) -> std::result::Result<(), E> {
     let mut path = Vec::new();
-    let dir = openat(top, c".", LISTING, Mode::empty())?;
+    let dir = open_listing(top)?;
     let mut levels = vec![enter(dir, &path, told, &mut visit)?];
     while let Some(level) = levels.last_mut() {
         let Some((name, told)) = level.pending.pop() else {

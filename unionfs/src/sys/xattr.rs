@@ -225,6 +225,11 @@ impl<'a> Target<'a> {
     }
 }
 
+/// The names in the result of a listxattr(2).
+pub fn names(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    list.split(|b| *b == 0).filter(|name| !name.is_empty())
+}
+
 /// Calls `read` with a buffer that is usually big enough, else with one of the size it asks for.
 fn read_growing(read: impl Fn(&mut [u8]) -> Result<usize>) -> Result<Vec<u8>> {
     let mut small = [0u8; 512];

@@ -4,6 +4,7 @@ use super::Union;
 use crate::branch::Branch;
 use crate::errno::{Errno, Result};
 use crate::spec::IgnoreXattr;
+use crate::sys::xattr;
 use crate::sys::{Loc, RealStat, creds};
 use crate::types::{Kind, SetTime};
 
@@ -45,12 +46,7 @@ impl Union {
         to: &Loc,
         owned: bool,
     ) -> Result<()> {
-        let names = match from.xattrs(|x| x.list()) {
-            Ok(names) => names,
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
-            Err(err) => return Err(err),
-        };
-        for name in names.split(|b| *b == 0).filter(|n| !n.is_empty()) {
+        for name in xattr::names(&list_xattrs(from)?) {
             let mark =
                 source_branch.format == crate::spec::Format::Overlay && super::xattr::is_mark(name);
             if mark || (!owned && name == b"security.capability") {
@@ -87,4 +83,12 @@ fn ignores_xattr(target: &Branch, name: &[u8]) -> bool {
         _ => IgnoreXattr::OTHER,
     };
     target.perm.ignore_xattr.contains(class)
+}
+
+/// listxattr(2); nothing where the filesystem has no attributes.
+pub(super) fn list_xattrs(loc: &Loc) -> Result<Vec<u8>> {
+    match loc.xattrs(|x| x.list()) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(Vec::new()),
+        other => other,
+    }
 }

@@ -19,6 +19,7 @@ mod links;
 mod list;
 mod live;
 mod lookup;
+mod make_dir;
 pub mod merge;
 mod metadata;
 mod moves;

@@ -1,6 +1,6 @@
 //! Directories of a merge: made below before what is in them, taken away above after it.
 
-use super::raw::{Times, drop_whiteout, writing};
+use super::raw::{Times, drop_whiteout};
 use super::{Reason, Way};
 use crate::branch::log::{Origin, Record};
 use crate::errno::{Errno, Result};
@@ -8,10 +8,14 @@ use crate::node::index::Found;
 use crate::node::{Layer, Layers, Namespace, Node, Present};
 use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
-use crate::sys::{Loc, RealStat};
+use crate::sys::with_write_permission;
+use crate::sys::{Loc, RealStat, xattr};
 use crate::types::{Kind, NodeId};
 use crate::union::Union;
-use crate::union::copyup::{How, rename_new};
+use crate::union::copyup::How;
+use crate::union::make_dir::rename_new;
+use crate::union::metadata::list_xattrs;
+use crate::union::xattr::is_mark;
 use crate::whiteout::OPAQUE;
 use rustix::fd::OwnedFd;
 use rustix::fs::AtFlags;
@@ -162,7 +166,7 @@ impl Union {
         if needed {
             way.to.set_opaque(&fd)?;
         }
-        writing(&lower, || rename_new(store.tmp(), &copy.temp, &lower, name))?;
+        with_write_permission(&lower, || rename_new(store.tmp(), &copy.temp, &lower, name))?;
         copy.published = true;
         if way.to.whiteout_is_separate(name) {
             drop_whiteout(&way.to, &lower, name)?;
@@ -257,7 +261,7 @@ impl Union {
         }
         let upper = self.dir_fd_on(parent, way.from.id)?;
         let times = Times::of(&upper)?;
-        writing(&upper, || {
+        with_write_permission(&upper, || {
             rustix::fs::unlinkat(&upper, name, AtFlags::REMOVEDIR)
         })?;
         drop(times);
@@ -304,23 +308,12 @@ impl Union {
     }
 
     fn drop_other_xattrs(&self, from: &Loc, to: &Loc) -> Result<()> {
-        let list = |loc: &Loc| match loc.xattrs(|x| x.list()) {
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(Vec::new()),
-            other => other,
-        };
-        let (wanted, there) = (list(from)?, list(to)?);
-        let names = |raw: &[u8]| -> Vec<Vec<u8>> {
-            raw.split(|b| *b == 0)
-                .filter(|n| !n.is_empty())
-                .map(<[u8]>::to_vec)
-                .collect()
-        };
-        let wanted = names(&wanted);
-        for name in names(&there) {
-            if wanted.contains(&name) || crate::union::xattr::is_mark(&name) {
+        let (wanted, there) = (list_xattrs(from)?, list_xattrs(to)?);
+        for name in xattr::names(&there) {
+            if xattr::names(&wanted).any(|w| w == name) || is_mark(name) {
                 continue;
             }
-            match to.xattrs(|x| x.remove(&name)) {
+            match to.xattrs(|x| x.remove(name)) {
                 Ok(()) | Err(Errno::NODATA) => {}
                 // Labels that cannot be taken away are given by the system.
                 Err(Errno::PERM | Errno::ACCESS) if name.starts_with(b"security.") => {}
@@ -386,7 +379,7 @@ fn forget_stamps(ns: &mut Namespace) {
 }
 
 fn remove_opaque_mark(dir: &Arc<OwnedFd>) -> Result<()> {
-    writing(dir, || {
+    with_write_permission(dir, || {
         match rustix::fs::unlinkat(dir, OPAQUE, AtFlags::empty()) {
             Err(Errno::NOENT) => Ok(()),
             other => other,

@@ -1,6 +1,6 @@
 //! Moving one file.
 
-use super::raw::{Times, drop_whiteout, writing};
+use super::raw::{Times, drop_whiteout};
 use super::{Outcome, Reason, Way};
 use crate::branch::Branch;
 use crate::branch::log::Origin;
@@ -8,6 +8,7 @@ use crate::errno::{Errno, Result};
 use crate::node::index::Found;
 use crate::node::{Namespace, Node, Place, Present};
 use crate::sys::stat::stat_at;
+use crate::sys::with_write_permission;
 use crate::sys::{Name, RealStat};
 use crate::types::{Kind, Timestamp};
 use crate::union::Union;
@@ -174,7 +175,7 @@ impl Union {
         self.settle(way, &lower)?;
         drop_whiteout_beside(&way.to, &lower, name)?;
         drop_whiteout_beside(&way.from, &upper, name)?;
-        writing(&upper, || {
+        with_write_permission(&upper, || {
             rustix::fs::unlinkat(&upper, name, AtFlags::empty())
         })?;
         drop(times);
@@ -206,7 +207,7 @@ impl Union {
             None => None,
         };
         let temp = (copy.store.tmp(), &copy.temp);
-        writing(lower, || {
+        with_write_permission(lower, || {
             rustix::fs::renameat(temp.0, &**temp.1, lower, name)
         })?;
         copy.published = true;

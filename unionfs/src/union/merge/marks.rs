@@ -1,12 +1,13 @@
 //! Whiteouts of a merge: what they hide on the lower branch goes, and they with it, unless
 //! something further down would show then.
 
-use super::raw::{Times, drop_whiteout, writing};
+use super::raw::{Times, drop_whiteout};
 use super::{Outcome, Way};
 use crate::errno::{Errno, Result};
 use crate::node::Node;
 use crate::node::index::Found;
 use crate::sys::stat::stat_at;
+use crate::sys::with_write_permission;
 use crate::union::Union;
 use std::sync::Arc;
 
@@ -42,7 +43,7 @@ impl Union {
         }
         let needed = way.options.keep_whiteouts || self.visible_below(parent, way.to.id, name)?;
         if needed && !hidden {
-            writing(&lower, || way.to.make_whiteout(&lower, name))?;
+            with_write_permission(&lower, || way.to.make_whiteout(&lower, name))?;
         }
         self.settle(way, &lower)?;
         drop_whiteout(&way.from, &upper, name)?;

@@ -3,16 +3,19 @@
 use super::{Reason, Way};
 use crate::branch::Branch;
 use crate::errno::{Errno, Result};
-use crate::node::{Node, Place};
+use crate::node::{Layer, Node, Place};
+use crate::sys::loc::open_listing;
 use crate::sys::stat::{stat_at, stat_fd};
-use crate::sys::{Name, RealStat, Unlocked};
-use crate::types::{Kind, SetTime};
+use crate::sys::{Name, RealStat, Unlocked, with_write_permission};
+use crate::types::Kind;
 use crate::union::Union;
+use crate::union::make_dir::keep_times;
 use crate::union::names::{Leaving, unname};
 use crate::union::namespace::for_each_entry;
 use crate::whiteout::{NameClass, classify, whiteout_name};
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, Mode, OFlags, openat};
+use rustix::fs::AtFlags;
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// What a directory of the upper branch holds.
@@ -28,8 +31,7 @@ impl Union {
     /// Lists a directory of one branch.
     pub(super) fn list_raw(&self, branch: &Branch, dir: &OwnedFd) -> Result<Raw> {
         let _unlocked = Unlocked::of_user(dir);
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let listing = openat(dir, c".", flags, Mode::empty())?;
+        let listing = open_listing(dir)?;
         let mut held = Raw::default();
         for_each_entry(&listing, |name, kind, real| {
             match classify(name) {
@@ -66,15 +68,9 @@ impl Union {
         if let Some(reason) = self.entry_between(way, dir, name)? {
             return Ok(Some(reason));
         }
-        let stack = self.stack();
-        let (top, bottom) = (stack.position(way.from.id), stack.position(way.to.id));
-        for layer in dir.layers().iter().filter(|l| !l.sealed) {
-            let at = stack.position(layer.branch);
-            if at <= top || at >= bottom {
-                continue;
-            }
+        for layer in self.layers_between(way, dir) {
             let branch = self.branch(layer.branch)?;
-            let fd = self.dir_fd(dir, layer)?;
+            let fd = self.dir_fd(dir, &layer)?;
             if branch.honours_whiteouts() && branch.has_whiteout(&fd, name)? {
                 return Ok(Some(Reason::Whiteout));
             }
@@ -85,6 +81,17 @@ impl Union {
         Ok(None)
     }
 
+    /// The layers of a directory on the branches between the two.
+    fn layers_between(&self, way: &Way, dir: &Node) -> SmallVec<[Layer; 2]> {
+        let stack = self.stack();
+        let (top, bottom) = (stack.position(way.from.id), stack.position(way.to.id));
+        let between = |l: &&Layer| {
+            let at = stack.position(l.branch);
+            !l.sealed && at > top && at < bottom
+        };
+        dir.layers().iter().filter(between).cloned().collect()
+    }
+
     /// Does a branch between the two hold `name` itself?
     pub(super) fn entry_between(
         &self,
@@ -92,14 +99,8 @@ impl Union {
         dir: &Arc<Node>,
         name: &[u8],
     ) -> Result<Option<Reason>> {
-        let stack = self.stack();
-        let (top, bottom) = (stack.position(way.from.id), stack.position(way.to.id));
-        for layer in dir.layers().iter().filter(|l| !l.sealed) {
-            let at = stack.position(layer.branch);
-            if at <= top || at >= bottom {
-                continue;
-            }
-            match stat_at(self.dir_fd(dir, layer)?, name) {
+        for layer in self.layers_between(way, dir) {
+            match stat_at(self.dir_fd(dir, &layer)?, name) {
                 Ok(_) => return Ok(Some(Reason::Upper)),
                 Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
                 Err(err) => return Err(err),
@@ -142,13 +143,13 @@ impl Union {
         };
         if stat.kind() != Kind::Dir {
             let replaced = self.before_replacing(way, dir, name, &stat)?;
-            writing(fd, || rustix::fs::unlinkat(fd, name, AtFlags::empty()))?;
+            with_write_permission(fd, || rustix::fs::unlinkat(fd, name, AtFlags::empty()))?;
             self.after_replacing(way, replaced, &stat);
             return Ok(());
         }
         let store = way.to.store.as_ref().ok_or(Errno::ROFS)?;
         let temp = store.temp_name();
-        writing(fd, || {
+        with_write_permission(fd, || {
             // A directory that moves needs write permission itself.
             let _unlocked = crate::sys::loc::open_subdir(fd, name)
                 .ok()
@@ -156,10 +157,7 @@ impl Union {
             rustix::fs::renameat(fd, name, store.trash(), &*temp)
         })?;
         way.trash.lock().push(temp);
-        self.drop_redirect(&way.to, stat.ino);
-        if self.inos.drop_origin(stat.dev, stat.ino, stat.btime) {
-            self.record_gone(&way.to, stat.ino);
-        }
+        self.forget_dir(&way.to, &stat);
         Ok(())
     }
 
@@ -203,18 +201,17 @@ impl Union {
         if self.options().volatile {
             return Ok(());
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         if way.from.dev == way.to.dev {
             // One journal: what is done later is not durable earlier.
             return Ok(());
         }
-        rustix::fs::fsync(openat(dir, c".", flags, Mode::empty())?)
+        rustix::fs::fsync(open_listing(dir)?)
     }
 }
 
 /// Removes the whiteout of `name`, in whichever form it is; `name` itself is not there.
 pub(super) fn drop_whiteout(branch: &Branch, dir: &Arc<OwnedFd>, name: &[u8]) -> Result<()> {
-    writing(dir, || {
+    with_write_permission(dir, || {
         if whiteout_name(name).is_some() {
             branch.remove_whiteout(dir, name)?;
         }
@@ -223,16 +220,6 @@ pub(super) fn drop_whiteout(branch: &Branch, dir: &Arc<OwnedFd>, name: &[u8]) ->
         }
         Ok(())
     })
-}
-
-/// Runs `f`, which changes names in `dir`, also where the directory is write-protected.
-pub(super) fn writing<T>(dir: &Arc<OwnedFd>, f: impl Fn() -> Result<T>) -> Result<T> {
-    match f() {
-        Err(Errno::ACCESS) => {}
-        other => return other,
-    }
-    let _unlocked = Unlocked::directory(dir.clone())?;
-    f()
 }
 
 /// Times of a directory, which a move leaves as they are.
@@ -252,10 +239,6 @@ impl Times {
 
 impl Drop for Times {
     fn drop(&mut self) {
-        let loc = crate::sys::Loc::dir(self.dir.clone());
-        let at = |time| Some(SetTime::At(time));
-        if let Err(err) = loc.set_times(at(self.stat.atime), at(self.stat.mtime)) {
-            log::debug!("times of a directory that something was moved from or to: {err}");
-        }
+        keep_times(&self.dir, &self.stat);
     }
 }

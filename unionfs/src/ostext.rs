@@ -1,4 +1,4 @@
-//! Paths and names in JSON: text where they are UTF-8, a list of bytes where not.
+//! Operating-system strings (paths, names, arguments) in JSON: text where they are UTF-8, a list of bytes where not.
 
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
