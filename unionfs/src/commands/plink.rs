@@ -59,7 +59,11 @@ pub fn run(args: &PlinkArgs) -> anyhow::Result<u8> {
             list(&names, args.json)?;
             Ok(0)
         }
-        Action::Flush => flush(&client, &numbers, &names, args.json),
+        Action::Flush => {
+            // The daemon does not wait for a client that is busy listing a large tree.
+            let client = Client::connect(&args.mountpoint)?;
+            flush(&client, &numbers, &names, args.json)
+        }
     }
 }
 
