@@ -86,7 +86,7 @@ fn listen_in(place: &Path, dir: OwnedFd, instance: &str) -> Result<Listening> {
     rustix::fs::flock(&dir, FlockOperation::LockExclusive)?;
     sweep(&dir);
     let name = [instance.as_bytes(), ENDING].concat();
-    let socket = new_socket()?;
+    let socket = new_socket(SocketType::SEQPACKET)?;
     bind(&socket, &address(&dir, &name)?)?;
     let listening = Listening {
         socket,
@@ -99,16 +99,23 @@ fn listen_in(place: &Path, dir: OwnedFd, instance: &str) -> Result<Listening> {
 }
 
 /// Removes the sockets that nobody listens to.
+///
+/// Asked with a socket of another type: a listener refuses that at once (EPROTOTYPE), be it stopped
+/// or its queue full, and has nothing to accept.
 fn sweep(dir: &OwnedFd) {
     let Ok(entries) = Dir::read_from(dir) else {
         return;
     };
     for entry in entries.flatten() {
         let name = entry.file_name().to_bytes();
-        if name.ends_with(ENDING) && connect_in(dir, name).err() == Some(Errno::CONNREFUSED) {
+        if name.ends_with(ENDING) && probe(dir, name) == Err(Errno::CONNREFUSED) {
             let _ = rustix::fs::unlinkat(dir, entry.file_name(), AtFlags::empty());
         }
     }
+}
+
+fn probe(dir: &OwnedFd, name: &[u8]) -> Result<()> {
+    connect(&new_socket(SocketType::DGRAM)?, &address(dir, name)?)
 }
 
 /// Connects to the socket at a path of any length.
@@ -125,18 +132,13 @@ pub(super) fn connect_to(path: &Path) -> Result<OwnedFd> {
 }
 
 fn connect_in(dir: &OwnedFd, name: &[u8]) -> Result<OwnedFd> {
-    let socket = new_socket()?;
+    let socket = new_socket(SocketType::SEQPACKET)?;
     connect(&socket, &address(dir, name)?)?;
     Ok(socket)
 }
 
-fn new_socket() -> Result<OwnedFd> {
-    socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
+fn new_socket(kind: SocketType) -> Result<OwnedFd> {
+    socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
 }
 
 /// By descriptor, since an address holds 107 bytes only.
@@ -158,7 +160,7 @@ mod tests {
         let stale = place.join("dead.sock");
         std::mem::forget(listen_in(&place, dir(), "other").unwrap());
         {
-            let socket = new_socket().unwrap();
+            let socket = new_socket(SocketType::SEQPACKET).unwrap();
             let dir = dir();
             bind(&socket, &address(&dir, b"dead.sock").unwrap()).unwrap();
         }
@@ -171,6 +173,22 @@ mod tests {
         drop(live);
         assert!(!path.exists());
         assert_eq!(connect_to(&path).err(), Some(Errno::NOENT));
+    }
+
+    #[test]
+    fn a_daemon_that_accepts_nothing_holds_up_no_other_mount() {
+        let tmp = tempfile::tempdir().unwrap();
+        let place = tmp.path().join("sockets");
+        let dir = || private_dir(&place).unwrap();
+        let stuck = listen_in(&place, dir(), "stuck").unwrap();
+        for n in 0..BACKLOG + 4 {
+            drop(listen_in(&place, dir(), &n.to_string()).unwrap());
+        }
+        assert!(stuck.path.exists());
+        assert!(
+            connect_to(&stuck.path).is_ok(),
+            "nothing waits in its queue"
+        );
     }
 
     #[test]
