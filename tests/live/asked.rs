@@ -146,3 +146,22 @@ fn busy_names_processes_and_their_files() {
         "uaufs: nowhere: no such branch (ENOENT): `uaufs ctl MOUNTPOINT list` shows them\n"
     );
 }
+
+#[test]
+fn root_is_told_paths_whatever_the_ids_are_mapped_to() {
+    use unionfs::control::ask::ask_at;
+    use unionfs::control::query::Held;
+    use unionfs::control::{Listed, Query};
+    let Some(m) = Mounted::new(
+        &["b0", "b1"],
+        "br=b0=rw:b1=ro,uidmapping=0:1000:65536,gidmapping=0:1000:65536",
+    ) else {
+        return;
+    };
+    m.put("b1/d/file", "x");
+    assert_eq!(m.read("m/d/file"), "x");
+    let branches: Vec<Listed> = ask_at(&m.path("m"), &Query::List).unwrap();
+    let branch = branches[1].id;
+    let held: Vec<Held> = ask_at(&m.path("m"), &Query::Held { branch }).unwrap();
+    assert!(!held.is_empty() && held.iter().all(|h| h.path.is_some()));
+}

@@ -158,11 +158,7 @@ impl Adapter {
 
     /// Who asks, in ids of the branches.
     pub(super) fn caller(&self, request: &Request) -> Caller {
-        self.ids.caller(Caller {
-            uid: request.uid(),
-            gid: request.gid(),
-            pid: request.pid(),
-        })
+        self.ids.caller(asker(request))
     }
 
     /// Are OPEN and OPENDIR left to the kernel?
@@ -259,6 +255,15 @@ impl Adapter {
                 read.is_ok()
             })
         });
+    }
+}
+
+/// Who asks, in ids of the mount.
+pub(super) fn asker(request: &Request) -> Caller {
+    Caller {
+        uid: request.uid(),
+        gid: request.gid(),
+        pid: request.pid(),
     }
 }
 

@@ -3,7 +3,7 @@
 //! File handles are not used: data is reached by node, so that zero-message opens (where the
 //! kernel invents the handle) and answered ones are the same to the union.
 
-use super::adapter::{Adapter, CAPABILITIES, Reply, SET_ID};
+use super::adapter::{Adapter, CAPABILITIES, Reply, SET_ID, asker};
 use super::caps;
 use super::convert::{decode_dev, errno, file_type, set_time};
 use super::opens::Grant;
@@ -663,7 +663,7 @@ impl Filesystem for Adapter {
     ) {
         let work = || {
             let hook = self.ioctl.as_ref().ok_or(Errno::NOTTY)?;
-            let mut answer = hook(&self.caller(request), node(ino), cmd, in_data)?;
+            let mut answer = hook(&asker(request), node(ino), cmd, in_data)?;
             answer.truncate(out_size as usize);
             Ok(answer)
         };

@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 
-/// Answers an ioctl(2) on a node of the mount: who asks, the node, the command and its input; the
+/// Answers an ioctl(2) on a node of the mount: who asks (in ids of the mount, not mapped), the node, the command and its input; the
 /// result is the output, cut to what the command can carry. ENOTTY for unknown commands.
 pub type IoctlHook = Arc<dyn Fn(&Caller, NodeId, u32, &[u8]) -> Result<Vec<u8>> + Send + Sync>;
 
