@@ -13,6 +13,7 @@ use crate::errno::Errno;
 use crate::setup::SetupError;
 use crate::shown::Shown;
 use crate::spec::{BranchPerm, BranchSpec, Format, Grammar, MountFlags, MountSpec, Options, Udba};
+use crate::sys::procs;
 use crate::types::BranchId;
 use crate::union::Union;
 use crate::union::merge::{MergeOptions, Step};
@@ -222,7 +223,7 @@ fn mount_with(from: &Path, to: &Path) -> Option<PathBuf> {
         let (true, Some(raw)) = (is_fuse, fields.get(4)) else {
             continue;
         };
-        let mountpoint = PathBuf::from(std::ffi::OsString::from_vec(unescape(raw)));
+        let mountpoint = PathBuf::from(std::ffi::OsString::from_vec(procs::unescape(raw)));
         let Ok(branches) = ask_at::<Vec<Listed>>(&mountpoint, &Query::List) else {
             continue;
         };
@@ -234,36 +235,4 @@ fn mount_with(from: &Path, to: &Path) -> Option<PathBuf> {
         }
     }
     None
-}
-
-/// `\040` and the like in /proc/self/mountinfo: proc(5).
-fn unescape(raw: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut rest = raw;
-    while let Some((first, tail)) = rest.split_first() {
-        let code = tail.get(..3).and_then(|d| std::str::from_utf8(d).ok());
-        let byte = code.and_then(|d| u8::from_str_radix(d, 8).ok());
-        match (first, byte) {
-            (b'\\', Some(byte)) => {
-                out.push(byte);
-                rest = &tail[3..];
-            }
-            _ => {
-                out.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mount_points_of_any_bytes_are_read() {
-        assert_eq!(unescape(br"/a\040b\134c\012"), b"/a b\\c\n");
-        assert_eq!(unescape(br"/a\"), br"/a\");
-    }
 }

@@ -2,8 +2,10 @@
 //!
 //! Parsing is pure; [`probe`] adds what only the filesystem knows.
 
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use unionfs::sys::procs;
 
 /// Version of a hierarchy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,24 +161,7 @@ fn own_path<'a>(cgroups: &'a str, mount: &CgroupMount) -> Option<&'a str> {
 
 /// Undoes the octal escapes of mountinfo (`\040`).
 fn unescape(text: &str) -> PathBuf {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        let octal = tail
-            .get(..3)
-            .and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(code) if byte == b'\\' => {
-                bytes.push(code);
-                rest = &tail[3..];
-            }
-            _ => {
-                bytes.push(byte);
-                rest = tail;
-            }
-        }
-    }
-    PathBuf::from(std::ffi::OsStr::from_bytes(&bytes))
+    OsString::from_vec(procs::unescape(text.as_bytes())).into()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 use clap::Args;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashSet;
 use serde_json::{Value, json};
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt;
@@ -58,11 +58,11 @@ pub fn run(args: &BusyArgs) -> anyhow::Result<u8> {
 
 fn uses(mountpoint: &Path, held: &[Held]) -> anyhow::Result<Vec<User>> {
     let nodes: FxHashSet<u64> = held.iter().map(|h| h.ino).collect();
-    let paths: FxHashMap<&Path, u64> = held
+    let paths: FxHashSet<&Path> = held
         .iter()
-        .filter_map(|h| Some((h.path.as_ref()?.path(), h.ino)))
+        .filter_map(|h| Some(h.path.as_ref()?.path()))
         .collect();
-    let covered = |path: &Path| paths.contains_key(path);
+    let covered = |path: &Path| paths.contains(path);
     Ok(users(
         device_of(mountpoint)?,
         &|ino| nodes.contains(&ino),

@@ -38,13 +38,11 @@ impl Live {
                 format_args!("{}: {what}", told("add", &new.path)),
             ));
         }
-        let stack = self.union.stack();
-        let root = (stat.dev, stat.ino);
-        if stack.branches().iter().any(|b| (b.dev, b.root_ino) == root) {
+        if self.union.branch_by_root((stat.dev, stat.ino)).is_some() {
             let told = format!("{}: it is a branch already", Shown(bytes(&new.path)));
             return Ok(json!({ "warnings": [told] }));
         }
-        let index = index.unwrap_or(stack.branches().len());
+        let index = index.unwrap_or_else(|| self.union.stack().branches().len());
         let options = self.union.options().format;
         let spec = new.at(index, self.asked_read_only.load(Ordering::Relaxed), options);
         self.union
@@ -147,7 +145,7 @@ impl Live {
     fn find(&self, path: &Path, dir: Option<&OwnedFd>) -> Option<BranchId> {
         let root = dir.and_then(|dir| crate::sys::stat::stat_fd(dir).ok());
         let root = root.map(|stat| (stat.dev, stat.ino));
-        self.union.find_branch(root, path).map(|b| b.id)
+        self.union.find_branch(root, path)
     }
 
     /// These nodes are in use: by whom, as far as that can be found out.

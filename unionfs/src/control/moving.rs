@@ -132,7 +132,7 @@ pub(super) fn merge(
 fn branch_of(union: &Union, dir: &OwnedFd) -> Result<BranchId, Failure> {
     let stat = stat_fd(dir).map_err(|errno| Failure::new(errno, "branch"))?;
     union
-        .branch_by_root(stat.dev, stat.ino)
+        .branch_by_root((stat.dev, stat.ino))
         .ok_or_else(|| Failure::new(Errno::NOENT, "not a branch of this mount"))
 }
 

@@ -3,6 +3,7 @@
 //! A process that may not be looked into (another user's, for a user's daemon) is not found.
 
 use crate::errno::Result;
+use crate::sys::procs;
 use rustc_hash::{FxHashMap, FxHashSet};
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, StatxFlags, openat, statx};
 use std::ffi::OsString;
@@ -88,10 +89,7 @@ const QUIET: AtFlags = AtFlags::STATX_DONT_SYNC.union(AtFlags::NO_AUTOMOUNT);
 /// Those of statx(2).
 pub fn device_of(path: &Path) -> Result<Device> {
     let stat = statx(CWD, path, QUIET, StatxFlags::INO)?;
-    Ok(Device {
-        major: stat.stx_dev_major,
-        minor: stat.stx_dev_minor,
-    })
+    Ok(device_in(&stat))
 }
 
 /// The device of an open file.
@@ -100,10 +98,14 @@ pub fn device_of(path: &Path) -> Result<Device> {
 /// Those of statx(2).
 pub fn device_of_fd(fd: impl rustix::fd::AsFd) -> Result<Device> {
     let stat = statx(fd, c"", QUIET | AtFlags::EMPTY_PATH, StatxFlags::INO)?;
-    Ok(Device {
+    Ok(device_in(&stat))
+}
+
+fn device_in(stat: &rustix::fs::Statx) -> Device {
+    Device {
         major: stat.stx_dev_major,
         minor: stat.stx_dev_minor,
-    })
+    }
 }
 
 /// Mounts of one mount namespace that matter.
@@ -220,11 +222,7 @@ impl Process {
     /// The inode number behind a link of /proc, if it is on the device.
     fn ino_behind(&self, link: &Path) -> Option<u64> {
         let stat = statx(CWD, link, QUIET, StatxFlags::INO).ok()?;
-        let device = Device {
-            major: stat.stx_dev_major,
-            minor: stat.stx_dev_minor,
-        };
-        (device == self.device).then_some(stat.stx_ino)
+        (device_in(&stat) == self.device).then_some(stat.stx_ino)
     }
 
     fn maps(&self) -> Vec<(u64, PathBuf)> {
@@ -248,38 +246,19 @@ fn parse_mounts(table: &[u8], device: Device) -> Mounts {
         {
             mounts.ids.insert(id);
             if fields[3] == b"/" {
-                points.insert(id, unescape(fields[4]));
+                points.insert(id, procs::unescape(fields[4]));
             }
         }
     }
     for fields in lines.iter().filter(|f| f.len() > 4) {
         if let Some(below) = number(fields[1], 10).and_then(|id| points.get(&id))
-            && let Some(rest) = unescape(fields[4]).strip_prefix(&below[..])
+            && let Some(rest) = procs::unescape(fields[4]).strip_prefix(&below[..])
         {
             let rest = rest.strip_prefix(b"/").unwrap_or(rest);
             mounts.on_top.push(OsString::from_vec(rest.to_vec()).into());
         }
     }
     mounts
-}
-
-/// `\040` and its kin: proc_pid_mountinfo(5).
-fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((&first, tail)) = rest.split_first() {
-        match (first, tail.first_chunk::<3>()) {
-            (b'\\', Some(digits)) if number(digits, 8).is_some_and(|n| n < 256) => {
-                out.push(number(digits, 8).unwrap_or_default() as u8);
-                rest = &tail[3..];
-            }
-            _ => {
-                out.push(first);
-                rest = tail;
-            }
-        }
-    }
-    out
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -145,10 +145,15 @@ impl Adapter {
         }
     }
 
-    /// The lifetime for replies that have one field for both names and attributes.
-    pub(super) fn shorter_lifetime(&self, parent: NodeId, attr: &Attr) -> Duration {
-        let lifetimes = self.lifetimes_in(parent, Some(attr));
-        lifetimes.entry.min(lifetimes.attr)
+    /// How long a name in `parent` may be trusted.
+    pub(super) fn entry_lifetime(&self, parent: NodeId) -> Duration {
+        self.lifetimes_in(parent, None).entry
+    }
+
+    /// The lifetime for replies that have one field for both names and attributes; `names` is that
+    /// of the names.
+    pub(super) fn shorter_lifetime(&self, names: Duration, attr: &Attr) -> Duration {
+        names.min(self.union.attr_lifetime(attr))
     }
 
     /// Attributes as they go over the wire.

@@ -88,7 +88,7 @@ const WISHES: &[Wish] = &[
     ),
     (
         InitFlags::FUSE_NO_OPENDIR_SUPPORT,
-        |plan| zero_message(plan) && !plan.answers_opendir,
+        IoPlan::leaves_opendir,
         "OPENDIR may be answered ENOSYS for good",
     ),
     (

@@ -19,6 +19,7 @@ use fuser::{
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
     TimeOrNow, WriteFlags,
 };
+use std::cell::OnceCell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -299,7 +300,7 @@ impl Filesystem for Adapter {
         self.answer(Op::Create, reply, work, |reply, (entry, opened)| {
             let attr = self.wire_attr(&entry.attr);
             let generation = Generation(entry.generation);
-            let lifetime = self.shorter_lifetime(node(parent), &entry.attr);
+            let lifetime = self.shorter_lifetime(self.entry_lifetime(node(parent)), &entry.attr);
             let register = |fd: &OwnedFd| reply.open_backing(fd);
             match self.grant(&caller, entry.attr.ino, (opened, flags), register) {
                 Grant::Cached => {
@@ -466,7 +467,7 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        if self.zero_message() && !self.plan.answers_opendir {
+        if self.plan.leaves_opendir() {
             return reply.fail(Errno::NOSYS);
         }
         self.answer(
@@ -524,9 +525,12 @@ impl Filesystem for Adapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         self.run(Op::Readdirplus, || {
+            // After the directory was read, for that is when it is watched.
+            let names = OnceCell::new();
             let listed = self.union.list_plus(node(ino), offset, &mut |plus| {
                 let (entry, found) = (plus.entry, plus.found);
-                let lifetime = self.shorter_lifetime(node(ino), &found.attr);
+                let names = names.get_or_init(|| self.entry_lifetime(node(ino)));
+                let lifetime = self.shorter_lifetime(*names, &found.attr);
                 let attr = self.wire_attr(&found.attr);
                 let name = OsStr::from_bytes(entry.name);
                 !reply.add(

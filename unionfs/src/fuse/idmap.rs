@@ -4,10 +4,8 @@
 
 use crate::errno::{Errno, Result};
 use crate::spec::{IdMap, Options};
+use crate::sys::creds::OVERFLOW_ID;
 use crate::types::{Attr, Caller, DirPermission, SetAttr};
-
-/// The id shown for an owner that the map does not cover (`/proc/sys/kernel/overflowuid`).
-pub const OVERFLOW_ID: u32 = 65534;
 
 /// The xattr of a POSIX ACL.
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
@@ -124,10 +122,7 @@ impl IdMaps {
 
 /// Does this xattr hold a POSIX ACL?
 pub(super) fn is_acl(name: &[u8]) -> bool {
-    matches!(
-        name,
-        b"system.posix_acl_access" | b"system.posix_acl_default"
-    )
+    matches!(name, ACCESS_ACL | b"system.posix_acl_default")
 }
 
 /// Wire -> branch; `None` = not covered. An empty map is the identity.
@@ -158,11 +153,13 @@ fn shift(id: u32, from: u32, to: u32, count: u32) -> Option<u32> {
 }
 
 /// `struct posix_acl_xattr_header`: version, 4 bytes.
-const ACL_HEADER: usize = 4;
+pub(super) const ACL_HEADER: usize = 4;
 /// `struct posix_acl_xattr_entry`: tag and permissions of 2 bytes, id of 4.
-const ACL_ENTRY: usize = 8;
-const ACL_USER: u16 = 0x02;
-const ACL_GROUP: u16 = 0x08;
+pub(super) const ACL_ENTRY: usize = 8;
+/// Tag of an entry for one user.
+pub(super) const ACL_USER: u16 = 0x02;
+/// Tag of an entry for one group.
+pub(super) const ACL_GROUP: u16 = 0x08;
 
 /// Rewrites the ids of named users and groups. Source: linux/posix_acl_xattr.h.
 fn map_acl(

@@ -5,6 +5,7 @@
 //! credentials of whoever walks.
 
 use super::adapter::Adapter;
+use super::idmap::{ACL_ENTRY, ACL_GROUP, ACL_HEADER, ACL_USER};
 use crate::errno::{Errno, Result};
 use crate::sys::procs::{self, Credentials};
 use crate::types::{Attr, DirPermission, Kind, Lifetimes, Lookup, NodeId};
@@ -60,12 +61,21 @@ impl Adapter {
     /// GETATTR. Of a directory in a guarded one, only if the caller may search that: this is what
     /// the kernel asks before it enters one whose name it knows.
     pub(super) fn getattr_checked(&self, request: &Request, node: NodeId) -> Result<Attr> {
+        let attr = self.union.getattr(node)?;
         if request.uid() != 0
-            && let Some(parent) = self.union.guarded_parent(node)
+            && let Some(parent) = self.guarded_parent(&attr)
         {
             self.check_lower(request, parent, SEARCH)?;
         }
-        self.union.getattr(node)
+        Ok(attr)
+    }
+
+    /// Files are not looked up for it: only directories are concerned.
+    fn guarded_parent(&self, attr: &Attr) -> Option<NodeId> {
+        match attr.kind() {
+            Kind::Dir => self.union.guarded_parent(attr.ino),
+            _ => None,
+        }
     }
 
     /// How long the kernel may trust an answer about an entry of a directory.
@@ -91,7 +101,7 @@ impl Adapter {
     }
 
     fn send_attr_for(&self, reply: ReplyAttr, attr: &Attr, lifetime: Duration) {
-        let lifetime = match self.union.guarded_parent(attr.ino) {
+        let lifetime = match self.guarded_parent(attr) {
             Some(_) => Duration::ZERO,
             None => lifetime,
         };
@@ -157,9 +167,7 @@ impl Who {
     }
 }
 
-const ACL_USER: u16 = 0x02;
 const ACL_GROUP_OBJ: u16 = 0x04;
-const ACL_GROUP: u16 = 0x08;
 const ACL_MASK: u16 = 0x10;
 const ACL_OTHER: u16 = 0x20;
 
@@ -171,8 +179,8 @@ struct AclEntry {
 
 /// The entries of an ACL xattr (linux/posix_acl_xattr.h); `None` = malformed.
 fn parse_acl(value: &[u8]) -> Option<Vec<AclEntry>> {
-    let (header, entries) = value.split_first_chunk::<4>()?;
-    if u32::from_le_bytes(*header) != 2 || entries.len() % 8 != 0 {
+    let (header, entries) = value.split_first_chunk::<ACL_HEADER>()?;
+    if u32::from_le_bytes(*header) != 2 || entries.len() % ACL_ENTRY != 0 {
         return None;
     }
     let parse = |e: &[u8]| AclEntry {
@@ -180,7 +188,7 @@ fn parse_acl(value: &[u8]) -> Option<Vec<AclEntry>> {
         bits: u16::from_le_bytes([e[2], e[3]]).into(),
         id: u32::from_le_bytes([e[4], e[5], e[6], e[7]]),
     };
-    Some(entries.chunks_exact(8).map(parse).collect())
+    Some(entries.chunks_exact(ACL_ENTRY).map(parse).collect())
 }
 
 #[cfg(test)]

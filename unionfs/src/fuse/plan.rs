@@ -49,6 +49,11 @@ pub struct IoPlan {
 }
 
 impl IoPlan {
+    /// Is OPENDIR left to the kernel?
+    pub fn leaves_opendir(&self) -> bool {
+        self.opens == Opens::ZeroMessage && !self.answers_opendir
+    }
+
     /// Chooses by the options of a mount. `may_passthrough`: the server has CAP_SYS_ADMIN in the
     /// initial user namespace, which the kernel demands for passthrough.
     ///

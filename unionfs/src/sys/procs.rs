@@ -59,6 +59,27 @@ pub fn is_mounted_on(pid: u32, name: &[u8]) -> bool {
         .any(|place| place.ends_with(&wanted))
 }
 
+/// Undoes the escapes of mountinfo (`\040`): proc_pid_mountinfo(5).
+pub fn unescape(raw: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut rest = raw;
+    while let Some((first, tail)) = rest.split_first() {
+        let code = tail.get(..3).and_then(|d| std::str::from_utf8(d).ok());
+        let byte = code.and_then(|d| u8::from_str_radix(d, 8).ok());
+        match (first, byte) {
+            (b'\\', Some(byte)) => {
+                out.push(byte);
+                rest = &tail[3..];
+            }
+            _ => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
 fn read(pid: u32, what: &str) -> Option<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = openat(
@@ -104,6 +125,12 @@ fn parse(status: &str) -> Credentials {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mount_points_of_any_bytes_are_read() {
+        assert_eq!(unescape(br"/a\040b\134c\012"), b"/a b\\c\n");
+        assert_eq!(unescape(br"/a\"), br"/a\");
+    }
 
     #[test]
     fn groups_and_capabilities_are_found() {

@@ -2,8 +2,9 @@
 //! following a symbolic link.
 
 use crate::errno::{Errno, Result};
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags};
-use std::ffi::{CString, OsString};
+use crate::sys::walk::names;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -50,7 +51,7 @@ struct Moved<'a> {
 }
 
 impl Moved<'_> {
-    fn take(&mut self, dir: &OwnedFd, name: &CString) -> Result<()> {
+    fn take(&mut self, dir: &OwnedFd, name: &[u8]) -> Result<()> {
         loop {
             let to = OsString::from(format!(".removed-{}", self.count));
             self.count += 1;
@@ -64,14 +65,15 @@ impl Moved<'_> {
 }
 
 fn empty(dir: &OwnedFd, depth: usize, moved: &mut Moved<'_>) -> Result<()> {
-    for name in names(dir)? {
-        match rustix::fs::unlinkat(dir, &name, AtFlags::empty()) {
+    for (name, _) in names(dir)? {
+        let name = &*name;
+        match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => continue,
             // unlink(2) of a directory is EISDIR here, EPERM by POSIX.
             Err(Errno::ISDIR | Errno::PERM) => {}
             Err(errno) => return Err(errno),
         }
-        match rustix::fs::unlinkat(dir, &name, AtFlags::REMOVEDIR) {
+        match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => continue,
             Err(Errno::NOTEMPTY | Errno::EXIST) => {}
             // Not a directory after all: the file itself may not be removed.
@@ -79,10 +81,10 @@ fn empty(dir: &OwnedFd, depth: usize, moved: &mut Moved<'_>) -> Result<()> {
             Err(errno) => return Err(errno),
         }
         if depth == DEPTH {
-            moved.take(dir, &name)?;
+            moved.take(dir, name)?;
         } else {
-            empty(&open(dir, &name)?, depth + 1, moved)?;
-            match rustix::fs::unlinkat(dir, &name, AtFlags::REMOVEDIR) {
+            empty(&open(dir, name)?, depth + 1, moved)?;
+            match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(errno) => return Err(errno),
             }
@@ -94,18 +96,6 @@ fn empty(dir: &OwnedFd, depth: usize, moved: &mut Moved<'_>) -> Result<()> {
 fn open(dir: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(dir, name, flags, Mode::empty())
-}
-
-/// All names at once: what is removed while a directory is read may hide others from the reader.
-fn names(dir: &OwnedFd) -> Result<Vec<CString>> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(dir)? {
-        let entry = entry?;
-        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            names.push(entry.file_name().to_owned());
-        }
-    }
-    Ok(names)
 }
 
 #[cfg(test)]

@@ -140,26 +140,34 @@ fn leave<T>(levels: &mut Vec<Level<T>>) -> Result<()> {
     Ok(())
 }
 
-/// All entries of a directory but `.` and `..`, with their types: at once, because what is changed
-/// while a directory is read may hide others from the reader.
-pub fn entries(dir: impl AsFd) -> Result<Vec<(Name, Kind)>> {
-    let dir = dir.as_fd();
+/// All names of a directory but `.` and `..`, with what the directory tells of their types: at once,
+/// because what is changed while a directory is read may hide others from the reader.
+pub fn names(dir: impl AsFd) -> Result<Vec<(Name, FileType)>> {
     let mut found = Vec::new();
     for entry in Dir::read_from(dir)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
-        if matches!(name, b"." | b"..") {
-            continue;
+        if !matches!(name, b"." | b"..") {
+            found.push((Name::from_slice(name), entry.file_type()));
         }
-        let kind = match entry.file_type() {
-            FileType::Unknown => match stat_at(dir, name) {
+    }
+    Ok(found)
+}
+
+/// As [`names`], with the types.
+pub fn entries(dir: impl AsFd) -> Result<Vec<(Name, Kind)>> {
+    let dir = dir.as_fd();
+    let mut found = Vec::new();
+    for (name, kind) in names(dir)? {
+        let kind = match kind {
+            FileType::Unknown => match stat_at(dir, &name) {
                 Ok(stat) => stat.kind(),
                 Err(Errno::NOENT) => continue,
                 Err(err) => return Err(err),
             },
             known => Kind::from_mode(known.as_raw_mode()),
         };
-        found.push((Name::from_slice(name), kind));
+        found.push((name, kind));
     }
     Ok(found)
 }

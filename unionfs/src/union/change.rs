@@ -263,15 +263,20 @@ impl Union {
         }
     }
 
-    /// The branch with this root directory, else the one of this path.
-    pub fn find_branch(&self, root: Option<(u64, u64)>, path: &Path) -> Option<Arc<Branch>> {
+    /// The branch of this root directory (device and inode number).
+    pub fn branch_by_root(&self, root: (u64, u64)) -> Option<BranchId> {
         let stack = self.stack();
-        let by_root = |b: &&Arc<Branch>| Some((b.dev, b.root_ino)) == root;
-        let branches = stack.branches();
-        let found = branches.iter().find(by_root);
-        found
-            .or_else(|| branches.iter().find(|b| b.path == path))
-            .cloned()
+        let mut branches = stack.branches().iter();
+        branches.find(|b| (b.dev, b.root_ino) == root).map(|b| b.id)
+    }
+
+    /// The branch with this root directory, else the one of this path.
+    pub fn find_branch(&self, root: Option<(u64, u64)>, path: &Path) -> Option<BranchId> {
+        root.and_then(|root| self.branch_by_root(root)).or_else(|| {
+            let stack = self.stack();
+            let mut branches = stack.branches().iter();
+            branches.find(|b| b.path == path).map(|b| b.id)
+        })
     }
 }
 

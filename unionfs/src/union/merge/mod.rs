@@ -224,16 +224,6 @@ impl Union {
         self.moving.busy.get().is_some_and(|check| check(node))
     }
 
-    /// The branch of this root directory.
-    pub fn branch_by_root(&self, dev: u64, ino: u64) -> Option<BranchId> {
-        let stack = self.stack();
-        let found = stack
-            .branches()
-            .iter()
-            .find(|b| (b.dev, b.root_ino) == (dev, ino));
-        found.map(|b| b.id)
-    }
-
     /// # Errors
     /// EINVAL: not two writable branches of the AUFS format, the first above the second.
     fn way(&self, from: BranchId, to: BranchId, options: MergeOptions) -> Result<Way> {
