@@ -6,13 +6,7 @@
 //! union        -> node, stack, policy, branch     one operation a file
 //! branch       -> whiteout, sys one directory and its dialect
 //! ```
-//! Lock order (a thread takes locks only downwards in this list):
-//! 1. `Union::rename_lock`: renames between two directories;
-//! 2. `DirState::ns` of directories: ancestors first, unrelated ones by ascending number;
-//! 3. leaves, under which nothing else is taken: a node's home and layers, table and cache shards,
-//!    the stack pointer, the set of running copy-ups, the branch's log.
-//!
-//! No lock is held while data is copied, and none while the kernel is notified.
+//! Which locks there are and the order in which they are taken: ARCHITECTURE.md, "Lock order".
 
 pub mod branch;
 pub mod control;

@@ -25,6 +25,14 @@ pub(super) struct Child {
     pub(super) elsewhere: bool,
 }
 
+/// What became of a name that was looked for.
+enum Sought {
+    Found(Child),
+    Absent,
+    /// Absent as far as the names were read, which may have been too long ago.
+    Doubtful,
+}
+
 impl Union {
     /// LOOKUP. A found entry counts once towards [`Self::forget`].
     pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Lookup> {
@@ -34,31 +42,29 @@ impl Union {
         }
         self.check_lookup(name)?;
         let mut child = self.find_child(&parent, name)?;
-        if matches!(child, Err(true)) && self.check_now(&parent)? {
+        if matches!(child, Sought::Doubtful) && self.check_now(&parent)? {
             child = self.find_child(&parent, name)?;
         }
         match child {
-            Ok(child) => self.entry(&child).map(Lookup::Found),
-            Err(_) => Ok(self.tell_absent(&parent, name)),
+            Sought::Found(child) => self.entry(&child).map(Lookup::Found),
+            Sought::Absent | Sought::Doubtful => Ok(self.tell_absent(&parent, name)),
         }
     }
 
-    /// A name in a directory; if it is absent, whether that is in doubt.
-    fn find_child(
-        &self,
-        parent: &Arc<Node>,
-        name: &[u8],
-    ) -> Result<core::result::Result<Child, bool>> {
+    fn find_child(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Sought> {
         let ns = self.ns_read(parent, Need::Names)?;
         match self.resolve(parent, &ns, name)? {
             Found::Present(found) => match self.child(parent, name, &found, 1) {
-                Ok(child) => Ok(Ok(child)),
+                Ok(child) => Ok(Sought::Found(child)),
                 // Gone behind the union's back. (ESTALE is passed on: it may be a race, and
                 // an absent name would be remembered.)
-                Err(Errno::NOENT) => Ok(Err(false)),
+                Err(Errno::NOENT) => Ok(Sought::Absent),
                 Err(err) => Err(err),
             },
-            Found::Whiteout | Found::Absent => Ok(Err(self.doubts_absence(parent, &ns))),
+            Found::Whiteout | Found::Absent if self.doubts_absence(parent, &ns) => {
+                Ok(Sought::Doubtful)
+            }
+            Found::Whiteout | Found::Absent => Ok(Sought::Absent),
         }
     }
 

@@ -9,9 +9,10 @@ use crate::errno::{Errno, Result};
 use crate::node::{Node, Place, Present};
 use crate::spec::CopyOnOpen;
 use crate::sys::RealStat;
+use crate::sys::loc::open_listing;
 use crate::sys::stat::stat_at;
 use crate::types::{BranchId, Kind, NodeId};
-use rustix::fs::{AtFlags, OFlags};
+use rustix::fs::AtFlags;
 use std::sync::Arc;
 
 /// How often a copy is begun anew because the file was renamed meanwhile.
@@ -124,8 +125,7 @@ impl Union {
         };
         if !self.options().volatile {
             let dir = self.dir_fd_on(&parent, target)?;
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-            rustix::fs::fsync(crate::sys::Loc::dir(dir).open(flags)?)?;
+            rustix::fs::fsync(open_listing(&dir)?)?;
         }
         let mut ns = parent.dir().ok_or(Errno::STALE)?.ns.write();
         if !node.is_at(parent.id, &home.name) || node.inode().0 != target {
