@@ -120,9 +120,8 @@ impl Union {
                 return Err(LiveError::Busy(busy));
             }
         }
-        self.drop_descriptors(id);
-        self.redirects.unload(id);
         self.redirects.load(&new).map_err(SetupError::from)?;
+        self.drop_descriptors(id);
         let replace = |b: &Arc<Branch>| if b.id == id { new.clone() } else { b.clone() };
         let branches = stack.branches().iter().map(replace).collect();
         self.replace_stack(&closed, branches);

@@ -51,9 +51,10 @@ pub(super) struct Redirects {
 }
 
 impl Redirects {
-    /// Reads what a branch has recorded.
+    /// Reads what a branch has recorded, in place of what was known of it; on failure that stays.
     pub(super) fn load(&self, branch: &Branch) -> Result<()> {
         if branch.format != Format::Aufs || !branch.honours_whiteouts() {
+            self.unload(branch.id);
             return Ok(());
         }
         let recorded = match branch.redirects() {
@@ -63,10 +64,11 @@ impl Redirects {
                     "{}: cannot read which directories were renamed: {err}",
                     branch.path.display()
                 );
-                return Ok(());
+                Vec::new()
             }
             other => other?,
         };
+        self.unload(branch.id);
         for (real, btime, path) in recorded {
             self.insert(
                 branch.id,
