@@ -143,7 +143,8 @@ impl Union {
     /// Takes one event in.
     pub(super) fn hear(&self, event: &Event, outdated: &mut Outdated) {
         if event.what == What::Lost {
-            return self.doubt_everything();
+            // It goes in for each node by itself, so that others come between.
+            return self.gate.outside(|| self.doubt_everything());
         }
         let watches = self.watches.load();
         let Some(watches) = &*watches else { return };
