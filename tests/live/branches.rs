@@ -394,3 +394,21 @@ fn a_readonly_union_becomes_writable_with_its_first_writable_branch() {
     let denied = fs::write(m.path("m/other"), "x").unwrap_err();
     assert_eq!(denied.raw_os_error(), Some(libc::EROFS));
 }
+
+#[test]
+fn a_change_that_fails_keeps_renamed_directories() {
+    let Some(m) = Mounted::place(&["b0", "b1"]) else {
+        return;
+    };
+    m.put("b1/old/file", "x");
+    m.mount("br=b0=rw:b1=ro,dirren");
+    fs::rename(m.path("m/old"), m.path("m/new")).unwrap();
+    // Where a record should be.
+    let unreadable = m.path("b0/.wh..wh.uaufs/dirren/1");
+    fs::create_dir(&unreadable).unwrap();
+    m.refused(&["mod", "b0=rw+nolwh"]);
+    fs::remove_dir(&unreadable).unwrap();
+    m.ctl(&["mod", "b1=ro+wh"]);
+    assert_eq!(m.names("m/new"), ["file"]);
+    assert_eq!(m.read("m/new/file"), "x");
+}

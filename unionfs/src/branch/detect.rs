@@ -14,10 +14,6 @@ use rustix::fd::{AsFd, OwnedFd};
 ///
 /// A name that begins with `.wh.` speaks for AUFS, an attribute of overlayfs or a 0/0 device for
 /// overlayfs; the names are asked first.
-pub fn in_dir(dir: &OwnedFd) -> Result<Option<Format>> {
-    evidence(dir, &entries(dir)?)
-}
-
 fn evidence(dir: &OwnedFd, names: &[(crate::sys::Name, Kind)]) -> Result<Option<Format>> {
     if names.iter().any(|(n, _)| classify(n) != NameClass::Plain) {
         return Ok(Some(Format::Aufs));

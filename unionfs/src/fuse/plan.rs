@@ -204,16 +204,7 @@ pub fn may_passthrough() -> bool {
     use rustix::thread::{CapabilitySet, capabilities};
     let admin =
         capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
-    admin && in_initial_userns()
-}
-
-/// Is this process in the initial user namespace? Source: user_namespaces(7), uid_map.
-fn in_initial_userns() -> bool {
-    // A kernel without user namespaces has no such file and no other namespace.
-    let Ok(map) = std::fs::read_to_string("/proc/self/uid_map") else {
-        return true;
-    };
-    map.split_whitespace().eq(["0", "0", "4294967295"])
+    admin && crate::sys::creds::in_initial_userns()
 }
 
 #[cfg(test)]

@@ -14,6 +14,15 @@ const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
 /// (/proc/sys/kernel/overflowuid).
 pub const OVERFLOW_ID: u32 = 65_534;
 
+/// Is this process in the initial user namespace? Source: user_namespaces(7), uid_map.
+pub fn in_initial_userns() -> bool {
+    // A kernel without user namespaces has no such file and no other namespace.
+    let Ok(map) = std::fs::read_to_string("/proc/self/uid_map") else {
+        return true;
+    };
+    map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
 thread_local! {
     /// Has this thread its own umask and working directory, and is it allowed to change ids?
     static PRIVATE: Cell<Option<bool>> = const { Cell::new(None) };

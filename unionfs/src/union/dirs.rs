@@ -18,7 +18,7 @@ const RETRIES: usize = 16;
 
 impl Union {
     pub(super) fn branch(&self, id: BranchId) -> Result<Arc<Branch>> {
-        self.stack().get(id).cloned().ok_or(Errno::STALE)
+        self.stack.load().get(id).cloned().ok_or(Errno::STALE)
     }
 
     /// An `O_PATH` descriptor of the directory on one of its branches: cached, else opened from

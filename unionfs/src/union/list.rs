@@ -38,11 +38,12 @@ impl Union {
         let Some(index) = &ns.index else {
             return Ok(());
         };
-        let stack = self.stack();
+        let (stack, plink) = (self.stack(), self.options().plink);
         for (position, name, kind, top, real) in index.iter_from(cookie.saturating_sub(FIRST - 1)) {
-            let dev = stack.get(top).map_or(0, |b| b.dev);
+            let branch = stack.get(top);
+            let dev = branch.map_or(0, |b| b.dev);
             // Then it depends on the link count.
-            let own_numbers = !self.options().plink && kind != Kind::Dir;
+            let own_numbers = !plink && kind != Kind::Dir && branch.is_some_and(|b| !b.writable());
             let known = self.inos.number_in_listing(dev, real);
             let ino = match known.filter(|_| !own_numbers) {
                 Some(ino) => ino,

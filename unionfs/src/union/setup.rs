@@ -75,7 +75,7 @@ impl Union {
             next_generation: AtomicU64::new(1),
             hidden: Vec::new(),
             privileged: creds::is_privileged(),
-            in_userns: in_userns(),
+            in_userns: !creds::in_initial_userns(),
             sink: OnceLock::new(),
             gate: Gate::default(),
             version: AtomicU64::new(0),
@@ -193,12 +193,6 @@ fn number_sources(opened: &[(Arc<Branch>, Recovered)], inos: &InoMap) {
 
 /// Takes over what a branch remembers. What concerns filesystems that are no branches now waits in
 /// its log.
-/// Are some ids of the host not known here? user_namespaces(7).
-fn in_userns() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    map.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"]
-}
-
 fn recover(branch: &Arc<Branch>, recovered: &Recovered, inos: &InoMap, links: &LinkTable) {
     for (&real, origin) in &recovered.origins {
         if let Some(node) = inos.node_of(&origin.source) {
