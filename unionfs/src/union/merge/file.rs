@@ -73,12 +73,19 @@ impl Union {
         node: &Arc<Node>,
     ) -> Result<Option<Outcome>> {
         let _gate = node.change.read();
-        let ns = self.ns_read(parent, crate::union::namespace::Need::Names)?;
-        let found = self.resolve(parent, &ns, name)?;
-        let stat = match self.judge(way, parent, name, node, &found)? {
+        let judged = {
+            let ns = self.ns_read(parent, crate::union::namespace::Need::Names)?;
+            let found = self.resolve(parent, &ns, name)?;
+            self.judge(way, parent, name, node, &found)?
+        };
+        let stat = match judged {
             Ok(stat) => stat,
             Err(outcome) => return Ok(Some(outcome)),
         };
+        // The names are not locked any more: whoever answers may wait for them.
+        if self.is_busy(node.id) {
+            return Ok(Some(Outcome::Left(Reason::Busy)));
+        }
         if way.options.dry_run {
             return Ok(Some(Outcome::Moved(stat.size)));
         }
@@ -121,9 +128,6 @@ impl Union {
         if let Some(reason) = self.in_the_way(way, parent, name)? {
             return left(reason);
         }
-        if self.is_busy(node.id) {
-            return left(Reason::Busy);
-        }
         if !way.overwrite
             && let Some(layer) = parent.layer_on(way.to.id)
             && stat_at(self.dir_fd(parent, &layer)?, name).is_ok_and(|s| !s.is_null_device())
@@ -144,7 +148,8 @@ impl Union {
         stat: &RealStat,
         copy: &mut Copy<'_>,
     ) -> Result<Outcome> {
-        // Asked before the names are locked: who answers may wait for names itself.
+        // Asked before the names are locked: whoever answers may wait for names itself. Opens of
+        // this file wait for the switch.
         if self.is_busy(node.id) {
             return Ok(Outcome::Left(Reason::Busy));
         }
