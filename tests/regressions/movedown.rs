@@ -95,3 +95,19 @@ fn flushed_pseudo_links_are_hard_links_of_all_names() {
     f.open(&["rw=rw", "ro=ro"], "udba=none");
     assert_eq!((f.node("x"), f.attr("d/y").nlink), (node, 2));
 }
+
+#[test]
+fn a_device_of_that_name_below_is_not_replaced_unasked() {
+    if !is_root() {
+        return;
+    }
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let f = two_writable();
+    let device = f.path("b/file");
+    if mknodat(CWD, &device, FileType::CharacterDevice, Mode::RUSR, 0).is_err() {
+        return;
+    }
+    let left = Ok(Outcome::Left(Reason::Exists));
+    assert_eq!(down(&f, "file", MoveDown::default()), left);
+    assert!(device.exists() && f.path("a/file").exists());
+}

@@ -5,7 +5,7 @@ use crate::errno::{Errno, Result};
 use crate::spec::Format;
 use crate::sys::loc::{open_beneath, open_listing};
 use crate::sys::stat::stat_at;
-use crate::sys::{creds, xattr};
+use crate::sys::{RealStat, creds, xattr};
 use crate::types::Kind;
 use crate::whiteout::{NameClass, OPAQUE, OPAQUE_FO, classify, whiteout_name};
 use rustix::fd::{AsFd, OwnedFd};
@@ -73,6 +73,11 @@ impl Branch {
             return Err(Errno::IO);
         }
         Ok(())
+    }
+
+    /// Is this the 0/0 device by which the branch hides `name`?
+    pub fn is_whiteout_device(&self, stat: &RealStat, name: &[u8]) -> bool {
+        stat.is_null_device() && self.device_hides(name)
     }
 
     /// Hides `name` on the branches below. Nothing of that name may be on this branch in the

@@ -116,9 +116,8 @@ impl Union {
             return Err(Errno::STALE);
         }
         let lower = self.dir_fd_on(parent, way.to.id)?;
-        let hides = |s: &RealStat| s.is_null_device() && way.to.device_hides(name);
         match stat_at(&lower, name) {
-            Ok(stat) if stat.kind() != Kind::Dir && !hides(&stat) => {
+            Ok(stat) if stat.kind() != Kind::Dir && !way.to.is_whiteout_device(&stat, name) => {
                 let times = Times::of(&lower)?;
                 self.clear_below(way, parent, &lower, name)?;
                 drop((times, ns));

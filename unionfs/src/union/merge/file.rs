@@ -130,7 +130,8 @@ impl Union {
         }
         if !way.overwrite
             && let Some(layer) = parent.layer_on(way.to.id)
-            && stat_at(self.dir_fd(parent, &layer)?, name).is_ok_and(|s| !s.is_null_device())
+            && stat_at(self.dir_fd(parent, &layer)?, name)
+                .is_ok_and(|s| !way.to.is_whiteout_device(&s, name))
         {
             return left(Reason::Exists);
         }
@@ -202,7 +203,7 @@ impl Union {
                 self.clear_below(way, parent, lower, name)?;
                 None
             }
-            Ok(old) if old.is_null_device() && way.to.device_hides(name) => None,
+            Ok(old) if way.to.is_whiteout_device(&old, name) => None,
             Ok(old) => Some(old),
             Err(Errno::NOENT) => None,
             Err(err) => return Err(err),

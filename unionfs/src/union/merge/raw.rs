@@ -215,7 +215,7 @@ pub(super) fn drop_whiteout(branch: &Branch, dir: &Arc<OwnedFd>, name: &[u8]) ->
         if whiteout_name(name).is_some() {
             branch.remove_whiteout(dir, name)?;
         }
-        if branch.device_hides(name) && stat_at(dir, name).is_ok_and(|s| s.is_null_device()) {
+        if stat_at(dir, name).is_ok_and(|s| branch.is_whiteout_device(&s, name)) {
             rustix::fs::unlinkat(dir, name, AtFlags::empty())?;
         }
         Ok(())
