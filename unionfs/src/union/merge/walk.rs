@@ -60,6 +60,8 @@ struct Walk<'a, 'b> {
     path: Vec<u8>,
     /// What may be moved a moment later.
     later: Vec<(Vec<u8>, Item, Reason)>,
+    /// What failed in this pass; the next one tries it again.
+    failed: Vec<(Vec<u8>, Item, Errno)>,
     first_pass: bool,
     result: Merged,
 }
@@ -86,12 +88,14 @@ impl Union {
             frames: Vec::new(),
             path: Vec::new(),
             later: Vec::new(),
+            failed: Vec::new(),
             first_pass: true,
             result: Merged::default(),
         };
         for pass in 0..PASSES {
             walk.first_pass = pass == 0;
             walk.later.clear();
+            walk.failed.clear();
             walk.run()?;
             if walk.later.is_empty() || walk.result.stopped || options.dry_run {
                 break;
@@ -254,9 +258,13 @@ impl<'a> Walk<'a, '_> {
             }
             Err(err) => {
                 self.incomplete();
-                self.result.failed += 1;
-                self.tell(item, done);
-                return if concerns_all(err) { Err(err) } else { Ok(()) };
+                if concerns_all(err) {
+                    self.result.failed += 1;
+                    self.tell(item, done);
+                    return Err(err);
+                }
+                self.failed.push((self.path.clone(), item, err));
+                return Ok(());
             }
         }
         self.tell(item, done);
@@ -284,6 +292,11 @@ impl<'a> Walk<'a, '_> {
             self.path = path;
             self.result.left += 1;
             self.tell(item, Ok(Outcome::Left(reason)));
+        }
+        for (path, item, err) in std::mem::take(&mut self.failed) {
+            self.path = path;
+            self.result.failed += 1;
+            self.tell(item, Err(err));
         }
     }
 }
