@@ -1,4 +1,4 @@
-//! What is done with branches that no union uses: checking, repairing and converting them.
+//! What is done with branches that no union uses: checking, repairing, converting and merging them.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -10,6 +10,7 @@ mod convert;
 #[path = "../regressions/fixture.rs"]
 mod fixture;
 mod fsck;
+mod merge;
 #[allow(dead_code, reason = "shared with other tests")]
 #[path = "../common/trace.rs"]
 mod trace;

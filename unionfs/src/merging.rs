@@ -5,6 +5,7 @@
 //! asked.
 
 use crate::branch::books::last_stack;
+use crate::branch::offline::format_at;
 use crate::control::ask::ask_at;
 use crate::control::moving::{StepLine, Total, merge_failure};
 use crate::control::protocol::MergeHow;
@@ -53,6 +54,12 @@ pub struct Job {
 pub fn merge(job: &Job, tell: &mut dyn FnMut(&StepLine)) -> Result<Total, Failure> {
     let from = absolute(&job.from)?;
     let to = absolute(&job.to)?;
+    // As AUFS branches is how they are opened: other marks would be taken for nothing.
+    for branch in [&from, &to] {
+        if format_at(branch)? != Format::Aufs {
+            return Err(merge_failure(Errno::INVAL));
+        }
+    }
     match open_union(job, &from, &to) {
         Ok(union) => merge_here(&union, job, tell),
         Err(SetupError::Path {

@@ -48,6 +48,39 @@ fn open_dir(path: &Path, role: &str) -> std::result::Result<OwnedFd, SetupError>
     })
 }
 
+const CANNOT_READ_BOOKS: &str = "cannot read the branch's bookkeeping";
+
+type Own = (Option<OwnedFd>, Option<Format>);
+
+/// The bookkeeping below a branch's root, if there is any, and the format that it records.
+fn own_books(path: &Path, root: &OwnedFd) -> std::result::Result<Own, SetupError> {
+    let read = |errno| path_error(path, errno, CANNOT_READ_BOOKS);
+    let own = existing(root.as_fd(), STORE_DIR).map_err(read)?;
+    let recorded = match &own {
+        Some(books) => recorded_format(books).map_err(read)?,
+        None => None,
+    };
+    Ok((own, recorded))
+}
+
+fn format_by_marks(path: &Path, root: &OwnedFd) -> std::result::Result<Format, SetupError> {
+    let found = super::detect::in_tree(root)
+        .map_err(|errno| path_error(path, errno, "cannot read the branch"))?;
+    Ok(found.unwrap_or(Format::Aufs))
+}
+
+/// The format of the branch at `path`: what its bookkeeping records, else what is found on it.
+///
+/// # Errors
+/// Those of opening and reading it.
+pub fn format_at(path: &Path) -> std::result::Result<Format, SetupError> {
+    let root = open_dir(path, "branch")?;
+    match own_books(path, &root)?.1 {
+        Some(format) => Ok(format),
+        None => format_by_marks(path, &root),
+    }
+}
+
 impl Offline {
     /// Opens the branch at `path`. `format`: what it is, whatever it looks like; `work`: where the
     /// bookkeeping of the overlay format is (its `workdir`). Nothing is created.
@@ -61,18 +94,12 @@ impl Offline {
     ) -> std::result::Result<Self, SetupError> {
         let root = open_dir(path, "branch")?;
         let work = work.map(|work| open_dir(work, "workdir")).transpose()?;
-        let read = |errno| path_error(path, errno, "cannot read the branch's bookkeeping");
-        let own = existing(root.as_fd(), STORE_DIR).map_err(read)?;
-        let recorded = match &own {
-            Some(books) => recorded_format(books).map_err(read)?,
-            None => None,
-        };
+        let read = |errno| path_error(path, errno, CANNOT_READ_BOOKS);
+        let (own, recorded) = own_books(path, &root)?;
         let format = match format.or(recorded) {
             Some(format) => format,
             None if work.is_some() => Format::Overlay,
-            None => super::detect::in_tree(&root)
-                .map_err(|errno| path_error(path, errno, "cannot read the branch"))?
-                .unwrap_or(Format::Aufs),
+            None => format_by_marks(path, &root)?,
         };
         let books = match (&work, format) {
             (Some(work), _) => existing(work.as_fd(), WORK_STORE).map_err(read)?,
