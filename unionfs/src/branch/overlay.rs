@@ -83,17 +83,6 @@ pub fn set(file: &Target<'_>, short: &[u8], value: &[u8], user_only: bool) -> Re
     file.set(&user, value, 0)
 }
 
-/// Removes an attribute from every namespace.
-pub fn remove(file: &Target<'_>, short: &[u8]) -> Result<()> {
-    for prefix in NAMESPACES.iter().chain([&FUSE_OVERLAYFS]) {
-        match file.remove(&[prefix, short].concat()) {
-            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {}
-            Err(err) => return Err(err),
-        }
-    }
-    Ok(())
-}
-
 /// Removes every attribute of overlayfs that is not escaped.
 pub fn remove_all(file: &Target<'_>) -> Result<()> {
     for name in xattr::names(&file.list()?) {

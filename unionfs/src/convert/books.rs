@@ -48,7 +48,7 @@ pub(super) fn recorded(
             return Ok(Some(format));
         }
     }
-    super::detected(root)
+    crate::branch::detect::in_tree(root)
 }
 
 /// Writes the marker durably.

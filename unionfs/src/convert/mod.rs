@@ -12,10 +12,10 @@ mod to_overlay;
 
 pub use survey::{Obstacle, Why};
 
+use crate::branch::dirren;
 use crate::branch::dirren::Recorded;
 use crate::branch::offline::Offline;
 use crate::branch::overlay::{self, Attributes};
-use crate::branch::{detect, dirren};
 use crate::errno::{Errno, Result};
 use crate::setup::SetupError;
 use crate::spec::Format;
@@ -232,9 +232,4 @@ fn attributes_at(here: &Here<'_>, name: &Name) -> Result<Attributes> {
 
 fn is_null_device(here: &Here<'_>, name: &[u8], kind: Kind) -> Result<bool> {
     Ok(kind == Kind::Char && stat_at(here.dir, name)?.is_null_device())
-}
-
-/// What the marks on a branch say, where its bookkeeping says nothing.
-fn detected(root: &OwnedFd) -> Result<Option<Format>> {
-    detect::in_tree(root)
 }
