@@ -77,7 +77,8 @@ need_binaries() {
 }
 
 # has_command PROGRAM SUBCOMMAND: whether one of our programs lists that subcommand.
-has_command() { "$1" --help 2>/dev/null | grep -Eq "^ +$2\b"; }
+# (No pipe into grep -q: it leaves at the first match, and under pipefail a program that still writes then counts as failed.)
+has_command() { grep -Eq "^ +$2\b" <<<"$("$1" --help 2>/dev/null)"; }
 
 # make_work [DIR]: makes WORK below DIR (default /var/tmp: a disk, so that xattrs and sizes are real ones).
 make_work() {
