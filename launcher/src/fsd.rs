@@ -121,6 +121,7 @@ fn run(channel: &Arc<Channel>, device: OwnedFd, config: OwnedFd) -> Result<()> {
     let queries = Queries {
         union: Arc::clone(&union),
         instance: new_instance(),
+        stats: Arc::clone(&serving.stats),
         socket: None,
         hide_paths: true,
     };

@@ -165,3 +165,41 @@ fn root_is_told_paths_whatever_the_ids_are_mapped_to() {
     let held: Vec<Held> = ask_at(&m.path("m"), &Query::Held { branch }).unwrap();
     assert!(!held.is_empty() && held.iter().all(|h| h.path.is_some()));
 }
+
+#[test]
+fn stats_count_requests_and_what_is_held() {
+    let Some(m) = Mounted::new(&["b0", "b1"], "br=b0=rw:b1=ro,udba=notify") else {
+        return;
+    };
+    let stats = || -> Value {
+        let out = m.run(&["stats", "--json", "m"]);
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        serde_json::from_slice(&out.stdout).unwrap()
+    };
+    let held = |name: &str| stats()["held"][name].as_u64().unwrap();
+    fs::create_dir(m.path("m/d")).unwrap();
+    let file = File::create(m.path("m/d/file")).unwrap();
+    assert_eq!((held("nodes"), held("directories")), (3, 2));
+    // The other is the directory through which it is asked.
+    assert_eq!(held("opens"), 2);
+    assert!(held("data_descriptors") == 1 && held("watches") > 0);
+    let stats_now = stats();
+    let made = stats_now["operations"].as_array().unwrap().iter();
+    let made: Vec<&Value> = made.filter(|op| op["name"] == "mkdir").collect();
+    assert_eq!((made.len(), &made[0]["count"]), (1, &json!(1)));
+    assert!(stats_now["daemon"]["resident_kib"].as_u64() > Some(100));
+    drop(file);
+    fs::remove_file(m.path("m/d/file")).unwrap();
+    fs::remove_dir(m.path("m/d")).unwrap();
+    eventually("all is forgotten", || {
+        held("nodes") == 1 && held("opens") == 1 && held("data_descriptors") == 0
+    });
+    let plain = text(&m.run(&["stats", "m"]).stdout);
+    assert!(
+        plain
+            .lines()
+            .any(|l| l.split_whitespace().eq(["nodes", "1"])),
+        "{plain}"
+    );
+    assert!(text(&m.run(&["stats", "b0"]).stderr).contains("(ENOTTY)"));
+}

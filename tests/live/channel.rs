@@ -186,6 +186,7 @@ fn a_container_sees_labels_and_no_socket() {
     let queries = Queries {
         union: Arc::new(Union::open(&spec).unwrap()),
         instance: "x".into(),
+        stats: Default::default(),
         socket: None,
         hide_paths: true,
     };

@@ -91,6 +91,16 @@ impl InoMap {
         }
     }
 
+    /// Recorded exceptions.
+    pub fn len(&self) -> usize {
+        self.origins.len() + self.originals.len() + self.dynamic.len() + self.aliases.len()
+    }
+
+    /// Has every file the number that follows from its own?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// A branch on this filesystem was added. One caller at a time.
     pub fn add_filesystem(&self, dev: u64, id: u64) {
         let mut known = (**self.filesystems.load()).clone();

@@ -38,6 +38,7 @@ fn parse_and_run() -> anyhow::Result<u8> {
         Parsed::Run(Command::Merge(args)) => commands::merge::run(&args),
         Parsed::Run(Command::Mvdown(args)) => commands::mvdown::run(&args),
         Parsed::Run(Command::Plink(args)) => commands::plink::run(&args),
+        Parsed::Run(Command::Stats(args)) => commands::stats::run(&args),
         Parsed::Run(Command::Umount(args)) => commands::umount::run(&args),
     }
 }

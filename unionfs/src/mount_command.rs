@@ -149,6 +149,7 @@ fn control(live: Live, config: &mut ServeConfig) -> Option<Listening> {
     let queries = Queries {
         union,
         instance,
+        stats: Arc::clone(&config.stats),
         socket: listening.as_ref().map(|l| l.path.clone()),
         hide_paths: false,
     };

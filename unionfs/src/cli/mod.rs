@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::commands::{busy, convert, ctl, diff, fsck, merge, mvdown, plink, umount, which};
+use crate::commands::{busy, convert, ctl, diff, fsck, merge, mvdown, plink, stats, umount, which};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use unionfs::spec::table;
@@ -50,6 +50,8 @@ pub enum Command {
     Mvdown(mvdown::MvdownArgs),
     /// List the pseudo-links of a mount, or make hard links of them
     Plink(plink::PlinkArgs),
+    /// Count what was asked of a mount, and what it holds
+    Stats(stats::StatsArgs),
     /// Unmount a union
     Umount(umount::UmountArgs),
 }

@@ -8,5 +8,6 @@ pub mod fsck;
 pub mod merge;
 pub mod mvdown;
 pub mod plink;
+pub mod stats;
 pub mod umount;
 pub mod which;

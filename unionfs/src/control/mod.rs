@@ -8,6 +8,7 @@
 pub mod ask;
 mod branches;
 pub mod client;
+pub mod counters;
 pub mod live;
 pub mod moving;
 pub mod place;

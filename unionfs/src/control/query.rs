@@ -4,9 +4,11 @@
 //! page names the answer it belongs to by a checksum; the latest answers are kept, and when one is
 //! not there any more the asker starts again.
 
+use super::counters::{Counted, counted};
 use crate::errno::{Errno, Result};
 use crate::fuse::session::IoctlHook;
 use crate::ostext::OsText;
+use crate::stats::Stats;
 use crate::sys::ioctl::{COMMAND, SIZE};
 use crate::types::{BranchId, Caller, NodeId};
 use crate::union::Union;
@@ -33,6 +35,8 @@ pub enum Query {
     Hello,
     /// The branches. Answer: a list of [`Listed`].
     List,
+    /// What was asked of the mount so far, and what it holds. Answer: [`Counted`].
+    Stats,
     /// What is on the branch with this identity only: a list of [`Held`].
     Held {
         /// Identity of the branch.
@@ -123,6 +127,8 @@ pub struct Queries {
     pub union: Arc<Union>,
     /// Number of the mount.
     pub instance: String,
+    /// Its counters.
+    pub stats: Arc<Stats>,
     /// Where changes are heard.
     pub socket: Option<PathBuf>,
     /// Show labels (`b0`, `b1`, ...) in place of the paths of branches: who asks is in a container.
@@ -157,6 +163,7 @@ impl Queries {
                 socket: self.socket.clone().map(OsText::from),
             }),
             Query::List => encode(&self.list()),
+            Query::Stats => encode::<Counted>(&counted(&self.union, &self.stats)),
             Query::Held { branch } => {
                 let only = self.union.only_on(BranchId(*branch));
                 // Not everybody may know the names in every directory.

@@ -29,6 +29,15 @@ pub(super) struct AbsentNames {
     shards: [Mutex<VecDeque<Noted>>; SHARDS],
 }
 
+impl AbsentNames {
+    /// Names noted that may still be remembered.
+    pub(super) fn len(&self) -> usize {
+        let live =
+            |shard: &Mutex<VecDeque<Noted>>| shard.lock().iter().filter(|n| is_live(n)).count();
+        self.shards.iter().map(live).sum()
+    }
+}
+
 impl Union {
     /// The kernel is told that `name` is absent in `dir`, and may remember that.
     pub(super) fn note_absent(&self, dir: &Node, name: &[u8]) {

@@ -52,6 +52,11 @@ impl CopyUps {
         })
     }
 
+    /// How many are in progress.
+    pub(super) fn len(&self) -> usize {
+        self.running.lock().len()
+    }
+
     fn wait_for(&self, node: NodeId) {
         let mut running = self.running.lock();
         while running.contains(&node) {

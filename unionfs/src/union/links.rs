@@ -46,6 +46,11 @@ impl LinkTable {
         self.used.store(self.deltas.len(), Ordering::Relaxed);
     }
 
+    /// Entries of all tables.
+    pub(super) fn len(&self) -> usize {
+        self.plinks.len() + self.deltas.len() + self.unnamed.len()
+    }
+
     pub(super) fn plink(&self, node: NodeId) -> Option<Plink> {
         if self.is_empty() {
             None

@@ -7,6 +7,7 @@ mod absent;
 mod attr;
 mod change;
 mod copyup;
+mod counts;
 mod create;
 mod data;
 mod dirs;
@@ -50,6 +51,7 @@ use crate::spec::Options;
 use crate::stack::Stack;
 use crate::types::*;
 pub use change::LiveError;
+pub use counts::Counts;
 pub use held::OnlyThere;
 pub use which::{Instance, Whereabouts};
 

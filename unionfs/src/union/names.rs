@@ -85,6 +85,11 @@ impl KnownNames {
         self.by_node.get(&node).map_or_else(Vec::new, |n| n.clone())
     }
 
+    /// Names remembered.
+    pub(super) fn len(&self) -> usize {
+        self.by_node.iter().map(|names| names.len()).sum()
+    }
+
     fn is_empty(&self) -> bool {
         self.used.load(Ordering::Relaxed) == 0
     }

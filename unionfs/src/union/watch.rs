@@ -119,6 +119,11 @@ impl Watches {
         self.targets.lock().remove(&id);
     }
 
+    /// Watches that are held.
+    pub(super) fn len(&self) -> usize {
+        self.targets.lock().len()
+    }
+
     fn warn_full(&self) {
         self.full.store(true, Ordering::Relaxed);
         if !self.warned.swap(true, Ordering::Relaxed) {
