@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod fixture;
+mod listing;
 mod open_files;
 mod permissions;
 mod udba;
+mod users;

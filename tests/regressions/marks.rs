@@ -128,6 +128,25 @@ fn many_whiteouts_are_removed_behind_the_scenes() {
     assert!(t.names("").is_empty());
 }
 
+/// Nothing makes the thread slow, so it is enough that one of several was not done yet.
+#[test]
+fn rmdir_does_not_wait_until_many_whiteouts_are_removed() {
+    let mut t = Fixture::new();
+    for dir in 0..5 {
+        for n in 0..2000 {
+            t.put(&format!("c/{dir}/.wh.{n}"), "");
+        }
+        t.put_dir(&format!("a/{dir}"));
+    }
+    t.open(&["c=rw", "a=ro"], "");
+    let trash = t.path("c/.wh..wh.uaufs/trash");
+    let left = |dir: i32| {
+        t.rmdir(&dir.to_string()).unwrap();
+        trash.read_dir().unwrap().next().is_some()
+    };
+    assert!((0..5).any(left), "rmdir always waited");
+}
+
 #[test]
 fn few_whiteouts_are_gone_when_rmdir_returns() {
     let mut t = Fixture::new();
