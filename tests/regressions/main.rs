@@ -10,6 +10,7 @@ mod movedown;
 mod nodes;
 mod on_open;
 mod outside;
+mod overlay_marks;
 mod placement;
 mod redirects;
 mod user;

@@ -214,8 +214,9 @@ impl Stack {
                         break;
                     }
                 }
-                // Something else on top hides the directories below it.
-                Here::Entry(_) if found.is_empty() => break,
+                // Something else on top hides the directories below it; in the overlay format it
+                // also ends a directory above it.
+                Here::Entry(_) if found.is_empty() || branch.format == Format::Overlay => break,
                 Here::Device => break,
                 Here::Entry(_) | Here::Nothing => {}
             }

@@ -130,6 +130,8 @@ pub struct Index {
     pub checked: Instant,
     /// A stamp was so young when it was taken that a later change may have got the same one.
     pub unsettled: bool,
+    /// A lower entry of another type ends what a directory is made of.
+    others_end: bool,
     /// Changes by the union of which the watches will tell; `None` where nobody watches.
     own: Option<Ledger>,
 }
@@ -175,6 +177,7 @@ impl Default for Index {
             stamps: SmallVec::new(),
             checked: Instant::now(),
             unsettled: false,
+            others_end: false,
             own: None,
         }
     }
@@ -353,6 +356,12 @@ impl Index {
         own
     }
 
+    /// While building: where a directory meets something else on a lower layer, is that passed over
+    /// (AUFS), or is it the end of what the directory is made of (overlayfs)?
+    pub fn end_at_other_types(&mut self, ends: bool) {
+        self.others_end = ends;
+    }
+
     /// While building, from the topmost layer down: `branch` holds `name`.
     pub fn add_entry(&mut self, branch: BranchId, name: &[u8], kind: Kind, real: u64) {
         let at = self.find_or_add(name);
@@ -367,6 +376,8 @@ impl Index {
                         .entry(at)
                         .or_insert_with(|| BranchList::from_slice(&[first]))
                         .push(branch);
+                } else if top == Kind::Dir {
+                    record.blocked = self.others_end;
                 }
             }
             Slot::Gone | Slot::Whiteout => {

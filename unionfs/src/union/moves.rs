@@ -6,9 +6,11 @@ use crate::branch::Branch;
 use crate::errno::{Errno, Result};
 use crate::spec::Format;
 use crate::sys::Unlocked;
-use crate::sys::loc::open_subdir;
+use crate::sys::loc::{open_listing, open_subdir};
 use crate::sys::remove::contents;
 use crate::sys::stat::stat_at;
+use crate::sys::walk::entries;
+use crate::types::Kind;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, RenameFlags as SysFlags};
 
@@ -97,5 +99,26 @@ fn rename_leaving_device(branch: &Branch, m: &Move<'_>) -> Result<()> {
             rustix::fs::renameat(m.from, m.old, m.to, m.new)
         }
         other => other,
+    }
+}
+
+/// Removes the whiteout devices of a directory that has given up its lower parts, in which they hide
+/// nothing any more: the kernel's overlayfs lists those of a directory that it need not merge.
+pub(super) fn drop_idle_devices(branch: &Branch, dir: &OwnedFd) {
+    if branch.format != Format::Overlay {
+        return;
+    }
+    let removed = open_listing(dir)
+        .and_then(|listing| entries(&listing))
+        .and_then(|all| {
+            for (name, _) in all.iter().filter(|(_, kind)| *kind == Kind::Char) {
+                if stat_at(dir, name)?.is_null_device() {
+                    rustix::fs::unlinkat(dir, &**name, AtFlags::empty())?;
+                }
+            }
+            Ok(())
+        });
+    if let Err(err) = removed {
+        log::debug!("a needless whiteout was left: {err}");
     }
 }

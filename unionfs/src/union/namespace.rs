@@ -6,6 +6,7 @@ use crate::branch::Branch;
 use crate::errno::{Errno, Result};
 use crate::node::index::{Found, Stamp};
 use crate::node::{Index, Namespace, Node, Present};
+use crate::spec::Format;
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::{Loc, Name, RealStat};
 use crate::types::{BranchId, Kind, NodeId, SetTime};
@@ -265,6 +266,7 @@ impl Union {
         let mut whiteouts: Vec<(Name, Kind)> = Vec::new();
         let honours = branch.honours_whiteouts();
         let options = self.options();
+        index.end_at_other_types(branch.format == Format::Overlay);
         for_each_entry(listing, |name, kind, real| {
             let class = classify(name);
             let is_plain = class == NameClass::Plain;
@@ -345,6 +347,9 @@ impl Union {
             let shown = stat.filter(|s| !device && !self.hidden.contains(&(s.dev, s.ino)));
             if let Some(stat) = &shown {
                 found = stacked(found, branch.id, stat);
+                if branch.format == Format::Overlay && ends(&found, stat) {
+                    break;
+                }
             }
             let strict = self.options().strict;
             // On one branch a whiteout hides nothing.
@@ -406,6 +411,11 @@ fn is_stale(node: &Node) -> bool {
 /// May the daemon reach what is in a directory, but not list it? (A plain user's.)
 fn may_not_list(err: Errno) -> bool {
     matches!(err, Errno::ACCESS | Errno::PERM)
+}
+
+/// Is this other type the end of what a directory is made of?
+fn ends(found: &Found, below: &RealStat) -> bool {
+    matches!(found, Found::Present(top) if top.kind == Kind::Dir) && below.kind() != Kind::Dir
 }
 
 /// What a name is, with one more instance of it below those that were found.

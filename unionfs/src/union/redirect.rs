@@ -233,7 +233,8 @@ impl Union {
     }
 
     /// One component of a walk over several branches. The redirecting branch has a directory at
-    /// every step, so that a file on a branch below it hides nothing.
+    /// every step, so that a file on a branch below it hides nothing in the AUFS format; in the
+    /// overlay format it is where the directory ends.
     fn step_down(&self, dirs: &[LowerDir], name: &[u8]) -> Result<Vec<LowerDir>> {
         let mut next: Vec<LowerDir> = Vec::new();
         for (at, dir) in dirs.iter().enumerate() {
@@ -263,6 +264,7 @@ impl Union {
                         None => {}
                     }
                 }
+                Ok(_) if branch.format == Format::Overlay => break,
                 Ok(_) | Err(Errno::NOENT) => {}
                 Err(err) => return Err(err),
             }

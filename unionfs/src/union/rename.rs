@@ -7,7 +7,7 @@
 
 use super::Union;
 use super::create::first_of;
-use super::moves::Move;
+use super::moves::{Move, drop_idle_devices};
 use super::names::{Leaving, unname};
 use super::namespace::Need;
 use crate::branch::Branch;
@@ -409,7 +409,7 @@ impl Union {
         }
         drop(victim_ns);
         self.before_rename(node, from.dir, from.name);
-        self.moved(node, to, lower);
+        self.moved(node, to, lower, branch);
         if let Some(index) = &mut dirs.source().index {
             index.remove(from.name, source.below);
         }
@@ -520,11 +520,14 @@ impl Union {
         }
     }
 
-    pub(super) fn moved(&self, node: &Arc<Node>, to: At<'_>, lower: Lower) {
+    pub(super) fn moved(&self, node: &Arc<Node>, to: At<'_>, lower: Lower, branch: &Branch) {
         match lower {
             Lower::Redirect(layers) => node.set_layers(Layers::new(layers)),
             // Lower parts stay behind: they were empty.
             Lower::None { .. } if node.layers().len() > 1 => {
+                if let Ok(dir) = self.dir_fd_on(node, branch.id) {
+                    drop_idle_devices(branch, &dir);
+                }
                 let top: SmallVec<[Layer; 2]> = node.layers().iter().take(1).cloned().collect();
                 node.set_layers(Layers::new(top));
             }

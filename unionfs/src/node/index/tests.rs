@@ -115,3 +115,19 @@ fn names_that_come_and_go_do_not_make_it_grow() {
     assert_eq!(order[2], (100_002, b"last".to_vec()));
     assert_eq!(present(&i, b"merged").layers.len(), 2);
 }
+
+#[test]
+fn another_type_below_a_directory_ends_it_or_is_passed_over() {
+    for (ends, layers) in [(false, &[b(0), b(2)][..]), (true, &[b(0)][..])] {
+        let mut i = Index::default();
+        i.begin();
+        i.end_at_other_types(ends);
+        i.add_entry(b(0), b"d", Kind::Dir, 1);
+        i.add_entry(b(1), b"d", Kind::File, 2);
+        i.add_entry(b(2), b"d", Kind::Dir, 3);
+        let Found::Present(found) = i.get(b"d") else {
+            panic!("it is there");
+        };
+        assert_eq!(&found.layers[..], layers);
+    }
+}

@@ -1,0 +1,144 @@
+# shellcheck shell=bash disable=SC2034
+# Branches of other union filesystems: what fuse-overlayfs, the kernel's overlayfs and unionfs-fuse wrote shows as the
+# same tree in uaufs, as it is and converted; what uaufs wrote in the overlay format shows as the same tree in the first two.
+
+# The peers, and where each has its branches: lower directories l1 (topmost) to l3 and u are below $WORK/f.
+FORMATS_PEERS=(overlayfs fuse-overlayfs unionfs-fuse)
+
+# formats_lower SEED: three plain trees that share names.
+formats_lower() {
+    local n top=$WORK/f
+    mkdir -p "$top"/{u,w,m,l1,l2,l3}
+    for n in 1 2 3; do
+        mkdir "$top/made"
+        "$TOOLS/opstream" "$top/made" --seed "$((100 * $1 + n))" --count 400
+        # Another name of a lower file is another file once it was copied up: not what is looked at here.
+        cp -a --no-preserve=links "$top/made/." "$top/l$n"
+        rm -rf "$top/made"
+    done
+}
+
+# formats_mount PEER [OPTIONS]: mounts u over l1 to l3 at m.
+formats_mount() {
+    local top=$WORK/f
+    local layers="lowerdir=$top/l1:$top/l2:$top/l3,upperdir=$top/u,workdir=$top/w"
+    case $1 in
+        overlayfs) mount -t overlay overlay -o "$layers,index=off,redirect_dir=on,metacopy=off" "$top/m" ;;
+        fuse-overlayfs) fuse-overlayfs -o "$layers" "$top/m" ;;
+        unionfs-fuse)
+            unionfs -o cow,hide_meta_files,allow_other,default_permissions,suid,dev \
+                "$top/u=RW:$top/l1=RO:$top/l2=RO:$top/l3=RO" "$top/m"
+            ;;
+        uaufs) "$UAUFS" -o "$layers" "$top/m" ;;
+        uaufs-readonly) "$UAUFS" -o "lowerdir=$top/u:$top/l1:$top/l2:$top/l3" "$top/m" ;;
+        uaufs-branches) "$UAUFS" -o "br=$2:$top/l1=ro+wh:$top/l2=ro+wh:$top/l3=ro+wh,dirren" "$top/m" ;;
+    esac
+}
+
+formats_unmount() { timeout 30 umount "$WORK/f/m"; }
+
+# formats_list FILE: what is mounted.
+formats_list() { timeout 60 "$TREECMP" list "$WORK/f/m" -o "$WORK/$1"; }
+
+# formats_write PEER SEED: random operations through a mount; then the tree, as a fresh mount shows it, in written.
+formats_write() {
+    formats_mount "$1" || return
+    timeout -k 5 120 "$TOOLS/opstream" "$WORK/f/m" --seed "$2" --count "${FORMATS_COUNT:-800}" --log "$WORK/ops" ||
+        return
+    formats_unmount || return
+    formats_mount "$1" || return
+    formats_list written || return
+    formats_unmount
+}
+
+# formats_check LABEL MOUNT [OPTIONS]: whether a mount shows what was written.
+formats_check() {
+    local label=$1 first
+    shift
+    if ! formats_mount "$@" 2>"$WORK/error"; then
+        fail "$label: no mount: $(tail -n 1 "$WORK/error")"
+        return
+    fi
+    if timeout 60 "$TREECMP" "${FORMATS_IGNORE[@]}" "$WORK/written" "$WORK/f/m" >"$WORK/diff" 2>&1; then
+        pass
+    else
+        first=$(head -n 1 "$WORK/diff" | sed 's/nnn*/n*/g' | cut -c1-240)
+        fail "$label: $(tail -n 1 "$WORK/diff"); first: $first"
+        if [[ -n $KEEP_LOG ]]; then cat "$WORK/diff" >>"$KEEP_LOG"; fi
+    fi
+    formats_unmount || fail "$label: could not be unmounted"
+}
+
+# formats_fresh SEED: the same lower trees, and nothing above.
+formats_fresh() {
+    unmount_below "$WORK/f"
+    rm -rf "$WORK/f"
+    formats_lower "$1"
+}
+
+# formats_read PEER SEED: written by a peer, read by uaufs.
+formats_read() {
+    local peer=$1 seed=$2 label="formats $1 seed $2"
+    formats_fresh "$seed"
+    if ! formats_write "$peer" "$seed" 2>"$WORK/error"; then
+        fail "$label: $peer itself: $(tail -n 1 "$WORK/error")"
+        return
+    fi
+    formats_check "$label, as lower layers" uaufs-readonly
+    cp -a "$WORK/f/u" "$WORK/f/kept"
+    formats_check "$label, writable" uaufs
+    formats_convert "$label" aufs "$WORK/f/kept"
+}
+
+# formats_agree: where a file on l2 lies between directories, overlayfs ends the directory and AUFS passes the file over.
+# What the two see differently on l3 is taken away.
+formats_agree() {
+    local path
+    while IFS= read -r -d '' path; do
+        if [[ -L $WORK/f/l2/$path || (-e $WORK/f/l2/$path && ! -d $WORK/f/l2/$path) ]]; then
+            rm -rf "$WORK/f/l3/$path"
+        fi
+    done < <(find "$WORK/f/l1" -mindepth 1 -type d -printf '%P\0')
+}
+
+# formats_convert LABEL FORMAT BRANCH
+formats_convert() {
+    local label="$1, converted to $2"
+    formats_agree
+    if ! "$UAUFS" convert "$3" --to "$2" >"$WORK/error" 2>&1; then
+        fail "$label: $(tail -n 1 "$WORK/error")"
+        return
+    fi
+    formats_check "$label" uaufs-branches "$3=ro+wh"
+}
+
+# formats_written PEER SEED: written by uaufs, read by a peer.
+formats_written() {
+    local peer=$1 seed=$2 label="formats uaufs seed $2"
+    formats_fresh "$seed"
+    if ! formats_write uaufs "$seed" 2>"$WORK/error"; then
+        fail "$label: $(tail -n 1 "$WORK/error")"
+        return
+    fi
+    formats_check "$label, read by $peer" "$peer"
+}
+
+suite_formats() {
+    local seed peer seeds=${FORMATS_SEEDS:-6}
+    if [[ -n $QUICK ]]; then seeds=2; fi
+    if [[ $FS != uaufs ]]; then
+        skip "formats: only for uaufs"
+        return
+    fi
+    need_packages fuse-overlayfs unionfs-fuse
+    for ((seed = 1; seed <= seeds; seed++)); do
+        for peer in ${FORMATS_ONLY:-overlayfs fuse-overlayfs}; do
+            # What it does not know of after a remount.
+            FORMATS_IGNORE=()
+            if [[ $peer != overlayfs ]]; then FORMATS_IGNORE=(--ignore nlink --ignore group); fi
+            formats_read "$peer" "$seed"
+            formats_written "$peer" "$seed"
+        done
+    done
+    unmount_below "$WORK/f"
+}
