@@ -528,6 +528,12 @@ impl Union {
                 if let Ok(dir) = self.dir_fd_on(node, branch.id) {
                     drop_idle_devices(branch, &dir);
                 }
+                // What its names hid below them counts no more. (In order: the locks of both parents
+                // are held, this is a child.)
+                let mut ns = node.dir().map(|dir| dir.ns.write());
+                if let Some(ns) = &mut ns {
+                    ns.stale = ns.index.is_some();
+                }
                 let top: SmallVec<[Layer; 2]> = node.layers().iter().take(1).cloned().collect();
                 node.set_layers(Layers::new(top));
             }
