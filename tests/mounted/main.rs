@@ -5,6 +5,7 @@
 mod fixture;
 mod listing;
 mod open_files;
+mod overlayfs_formats;
 mod permissions;
 mod udba;
 mod users;

@@ -27,8 +27,8 @@ impl Branch {
             return Ok(true);
         }
         if self.device_hides(name) {
-            return match stat_at(dir, name) {
-                Ok(stat) => Ok(stat.is_null_device()),
+            return match stat_at(dir.as_fd(), name) {
+                Ok(stat) => self.is_whiteout_entry(dir, name, &stat),
                 Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(false),
                 Err(err) => Err(err),
             };
@@ -80,6 +80,19 @@ impl Branch {
         stat.is_null_device() && self.device_hides(name)
     }
 
+    /// Is this entry a mark that hides its own name: a 0/0 device or, in the overlay format, an
+    /// empty file with an attribute in a directory that is marked to have such?
+    pub fn is_whiteout_entry(&self, dir: impl AsFd, name: &[u8], stat: &RealStat) -> Result<bool> {
+        Ok(self.is_whiteout_device(stat, name)
+            || (self.format == Format::Overlay && overlay::is_whiteout_file(dir, name, stat)?))
+    }
+
+    /// May this directory hold whiteouts that are such by an attribute?
+    pub fn has_whiteout_files(&self, dir: &OwnedFd) -> Result<bool> {
+        Ok(self.format == Format::Overlay
+            && overlay::holds_whiteouts(&xattr::Target::dir(dir.as_fd()))?)
+    }
+
     /// Hides `name` on the branches below. Nothing of that name may be on this branch in the
     /// overlay format (see [`Self::replace_by_whiteout`]); in the AUFS format the entry may still
     /// be there and stays visible until it is removed.
@@ -91,6 +104,7 @@ impl Branch {
             (Format::Aufs, Some(mark)) => self.link_base(dir, &mark),
             (Format::Aufs, None) => make_null_device(dir, name).map_err(|_| Errno::NAMETOOLONG),
             (Format::Overlay, mark) => match (make_null_device(dir, name), mark) {
+                (Err(Errno::EXIST), _) if self.has_whiteout(dir, name)? => Ok(()),
                 (
                     Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL),
                     Some(mark),
@@ -165,7 +179,7 @@ impl Branch {
     /// holds something else, too: that was put there behind the union's back and must not be removed
     /// with it.
     pub fn count_marks(&self, dir: impl AsFd) -> Result<Option<usize>> {
-        count_marks(dir, self.format == Format::Overlay)
+        count_marks(dir, self.format)
     }
 
     /// Is this directory opaque here? Does not look at `honours_whiteouts`.
@@ -217,9 +231,10 @@ impl Branch {
 }
 
 /// How many whiteouts, marks and bookkeeping files a directory holds; `None` = something else, too.
-/// `devices`: 0/0 devices of any name are whiteouts.
-pub fn count_marks(dir: impl AsFd, devices: bool) -> Result<Option<usize>> {
+pub fn count_marks(dir: impl AsFd, format: Format) -> Result<Option<usize>> {
     let dir = dir.as_fd();
+    let overlay = format == Format::Overlay;
+    let files = overlay && overlay::holds_whiteouts(&xattr::Target::dir(dir))?;
     let mut marks = 0;
     for entry in rustix::fs::Dir::read_from(open_listing(dir)?)? {
         let entry = entry?;
@@ -227,9 +242,12 @@ pub fn count_marks(dir: impl AsFd, devices: bool) -> Result<Option<usize>> {
         if name == b"." || name == b".." {
             continue;
         }
-        let may_hide = devices || whiteout_name(name).is_none();
-        let is_mark = classify(name) != NameClass::Plain
-            || (may_hide && stat_at(dir, name)?.is_null_device());
+        let is_mark = classify(name) != NameClass::Plain || {
+            let stat = stat_at(dir, name)?;
+            let device = overlay || whiteout_name(name).is_none();
+            (device && stat.is_null_device())
+                || (files && overlay::is_whiteout_file(dir, name, &stat)?)
+        };
         if !is_mark {
             return Ok(None);
         }

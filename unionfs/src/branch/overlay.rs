@@ -4,7 +4,11 @@
 //! Documentation/filesystems/overlayfs.rst; fuse-overlayfs(1).
 
 use crate::errno::{Errno, Result};
+use crate::sys::RealStat;
 use crate::sys::xattr::{self, Target};
+use crate::types::Kind;
+use rustix::fd::{AsFd, BorrowedFd};
+use std::ffi::CString;
 
 /// Where overlayfs keeps its attributes: mounted by root, and with `userxattr`.
 pub const NAMESPACES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
@@ -117,6 +121,32 @@ pub fn opaque(dir: &Target<'_>) -> Result<Opaque> {
         Some(b"x") => Opaque::Whiteouts,
         _ => Opaque::No,
     })
+}
+
+/// Is this directory marked to hold whiteouts that are such by an attribute?
+pub fn holds_whiteouts(dir: &Target<'_>) -> Result<bool> {
+    Ok(Attributes::of(dir)?.contains(Attributes::OPAQUE) && opaque(dir)? == Opaque::Whiteouts)
+}
+
+/// Is this entry of `dir` a whiteout by an attribute: an empty regular file that has it, in a
+/// directory marked to hold such? Only empty files cost a system call. (overlayfs.rst, "whiteouts
+/// and opaque directories"; Linux 6.7.)
+pub fn is_whiteout_file(dir: impl AsFd, name: &[u8], stat: &RealStat) -> Result<bool> {
+    Ok(stat.kind() == Kind::File
+        && stat.size == 0
+        && has_whiteout_attribute(dir.as_fd(), name)?
+        && holds_whiteouts(&Target::dir(dir.as_fd()))?)
+}
+
+/// Has an entry the attribute, whatever it is?
+pub fn has_whiteout_attribute(dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool> {
+    let name = CString::new(name).map_err(|_| Errno::INVAL)?;
+    match Attributes::of(&Target::at(dir, &name)) {
+        Ok(attributes) => Ok(attributes.contains(Attributes::WHITEOUT)),
+        // Removed meanwhile.
+        Err(Errno::NOENT) => Ok(false),
+        Err(err) => Err(err),
+    }
 }
 
 /// Is this the value of a redirect: an absolute path without dots, or a single name?

@@ -91,9 +91,7 @@ pub(super) enum Here {
 /// A name in a directory of one branch.
 pub(super) fn look(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<Here> {
     match stat_at(dir, name) {
-        Ok(stat)
-            if stat.is_null_device() && branch.honours_whiteouts() && branch.device_hides(name) =>
-        {
+        Ok(stat) if branch.honours_whiteouts() && branch.is_whiteout_entry(dir, name, &stat)? => {
             Ok(Here::Device)
         }
         Ok(stat) => Ok(Here::Entry(stat.kind())),

@@ -313,7 +313,7 @@ impl Checker<'_> {
         let empty = kind != Kind::Dir || {
             let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY;
             let dir = crate::sys::loc::open_beneath(here.dir, name, flags)?;
-            marks::count_marks(&dir, self.overlay())?.is_some()
+            marks::count_marks(&dir, self.branch.format)?.is_some()
         };
         let remedy = if empty { Remedy::Remove } else { self.aside() };
         let path = here.join(name);

@@ -180,9 +180,7 @@ impl Union {
         // A whiteout on a branch below stays and goes on hiding.
         let own_mark = hidden && branch.has_whiteout(dir, name)?;
         // A whiteout device has the very name: the new entry is made beside it and takes its place.
-        let over_device = hidden
-            && branch.device_hides(name)
-            && stat_at(dir, name).is_ok_and(|s| s.is_null_device());
+        let over_device = hidden && has_whiteout_entry(branch, dir, name)?;
         let temp;
         let at = if over_device {
             temp = side_name(branch)?;
@@ -415,6 +413,14 @@ fn undo_new(dir: &OwnedFd, name: &[u8], is_dir: bool) {
     }
 }
 
+/// Is there an entry of this very name that hides it?
+fn has_whiteout_entry(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<bool> {
+    match stat_at(dir, name) {
+        Ok(stat) => branch.is_whiteout_entry(dir, name, &stat),
+        Err(_) => Ok(false),
+    }
+}
+
 /// A name beside the final one, in the same directory, so that group and default ACL are inherited.
 fn side_name(branch: &Branch) -> Result<Name> {
     let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
@@ -463,7 +469,7 @@ fn link_to(
             )
         }
     };
-    if hidden && branch.device_hides(name) && stat_at(dir, name).is_ok_and(|s| s.is_null_device()) {
+    if hidden && has_whiteout_entry(branch, dir, name)? {
         let temp = side_name(branch)?;
         link_as(&temp)?;
         rustix::fs::renameat(dir, &*temp, dir, name)

@@ -59,6 +59,15 @@ impl Union {
 
 /// The rename itself: nothing but an empty directory is in its way.
 fn rename(branch: &Branch, m: &Move<'_>) -> Result<()> {
+    if branch.format == Format::Overlay
+        && m.hidden
+        && m.is_dir
+        && stat_at(m.to, m.new).is_ok_and(|s| s.kind() == Kind::File)
+        && branch.has_whiteout(m.to, m.new)?
+    {
+        // A whiteout by attribute is none elsewhere: the two cannot change places.
+        branch.replace_by_whiteout(m.to, m.new)?;
+    }
     let device_at_target = m.hidden && stat_at(m.to, m.new).is_ok_and(|s| s.is_null_device());
     if device_at_target && m.is_dir {
         // The device and the directory change places: that is the whiteout of the old name.

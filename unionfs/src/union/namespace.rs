@@ -265,6 +265,7 @@ impl Union {
     fn read_layer(&self, branch: &Branch, listing: &OwnedFd, index: &mut Index) -> Result<()> {
         let mut whiteouts: Vec<(Name, Kind)> = Vec::new();
         let honours = branch.honours_whiteouts();
+        let whiteout_files = honours && branch.has_whiteout_files(listing)?;
         let options = self.options();
         index.end_at_other_types(branch.format == Format::Overlay);
         for_each_entry(listing, |name, kind, real| {
@@ -293,11 +294,12 @@ impl Union {
                 }
                 return Ok(());
             }
-            if kind == Kind::Char
-                && honours
-                && branch.device_hides(name)
-                && is_null_device(listing, name)?
-            {
+            let may_hide = match kind {
+                Kind::Char => honours && branch.device_hides(name),
+                Kind::File => whiteout_files,
+                _ => false,
+            };
+            if may_hide && is_whiteout_entry(branch, listing, name)? {
                 whiteouts.push((Name::from_slice(name), Kind::File));
             } else if kind != Kind::Dir || !self.hidden.contains(&(branch.dev, real)) {
                 index.add_entry(branch.id, name, kind, real);
@@ -340,9 +342,10 @@ impl Union {
                 Err(err) => return Err(err),
             };
             let honours = branch.honours_whiteouts();
-            let device = honours
-                && branch.device_hides(name)
-                && stat.as_ref().is_some_and(|s| s.is_null_device());
+            let device = match &stat {
+                Some(stat) if honours => branch.is_whiteout_entry(&*dir, name, stat)?,
+                _ => false,
+            };
             let decides = found == Found::Absent;
             let shown = stat.filter(|s| !device && !self.hidden.contains(&(s.dev, s.ino)));
             if let Some(stat) = &shown {
@@ -434,9 +437,9 @@ fn stacked(above: Found, branch: BranchId, stat: &RealStat) -> Found {
     }
 }
 
-fn is_null_device(listing: &OwnedFd, name: &[u8]) -> Result<bool> {
+fn is_whiteout_entry(branch: &Branch, listing: &OwnedFd, name: &[u8]) -> Result<bool> {
     match stat_at(listing, name) {
-        Ok(stat) => Ok(stat.is_null_device()),
+        Ok(stat) => branch.is_whiteout_entry(listing, name, &stat),
         Err(Errno::NOENT) => Ok(false),
         Err(err) => Err(err),
     }

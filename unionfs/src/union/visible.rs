@@ -105,8 +105,7 @@ impl Union {
             match stat_at(&fd, name) {
                 Ok(stat)
                     if lower.honours_whiteouts()
-                        && lower.device_hides(name)
-                        && stat.is_null_device() =>
+                        && lower.is_whiteout_entry(&*fd, name, &stat)? =>
                 {
                     return Ok(false);
                 }

@@ -202,8 +202,9 @@ impl Union {
                 Err(err) => return Err(err),
             };
             walked = join(&walked, part);
-            let hides = branch.honours_whiteouts() && branch.device_hides(part);
-            if last && !(hides && stat.is_null_device()) {
+            let hides =
+                branch.honours_whiteouts() && branch.is_whiteout_entry(&*dir, part, &stat)?;
+            if last && !hides {
                 kind = Some(stat.kind());
             }
             if stat.kind() != Kind::Dir {
