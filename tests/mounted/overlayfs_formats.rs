@@ -5,9 +5,12 @@ use super::fixture::{World, text};
 use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hasher};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
+
+/// The kernel's options that leave all its marks.
+const ALL_MARKS: &str = "metacopy=on,redirect_dir=on";
 
 /// A mount of the kernel's overlayfs on `k`; unmounted when dropped.
 struct Kernel<'a>(&'a World);
@@ -110,6 +113,197 @@ fn same(kernel: &BTreeMap<String, String>, union: &BTreeMap<String, String>) {
     for (name, shown) in kernel {
         assert_eq!(shown, &union[name], "{name}");
     }
+}
+
+/// Two layers over a third, in which the kernel has left all that it leaves of files without data:
+/// changed twice, renamed, moved, linked, below renamed directories. False = it cannot.
+fn make_metacopies(w: &World) -> bool {
+    for name in [
+        "same",
+        "renamed",
+        "d/moved",
+        "linked",
+        "twice",
+        "d/sub/deep",
+        "h1",
+    ] {
+        w.put(
+            &format!("low/{name}"),
+            &format!("data of {name}\n").repeat(500),
+        );
+    }
+    sh(
+        w,
+        "low",
+        "ln h1 h2; truncate -s 100000 same; setfattr -n user.old -v 1 twice",
+    );
+    let first = options(w, &["low"], Some(("up1", "work1")));
+    {
+        let Some(_k) = kernel(w, &format!("{first},{ALL_MARKS},index=on")) else {
+            return false;
+        };
+        let script = "chmod 600 same twice; chown 5:6 linked; mv renamed new; mv d/moved moved; \
+             ln linked link; mv d e; chmod 700 e/sub/deep; setfattr -n user.x -v 1 same; \
+             touch -h -d 2001-02-03 twice; chmod 640 h1";
+        sh(w, "k", script);
+    }
+    let second = options(w, &["up1", "low"], Some(("up2", "work2")));
+    let Some(_k) = kernel(w, &format!("{second},{ALL_MARKS},index=on")) else {
+        return false;
+    };
+    let script = "chmod 644 twice; mv new newer; chmod 755 e/sub/deep; mv moved e/back";
+    sh(w, "k", script);
+    true
+}
+
+/// Is a file's data elsewhere, by its mark?
+fn lacks_data(path: &Path) -> bool {
+    xattrs(path).contains_key("trusted.overlay.metacopy")
+}
+
+#[test]
+fn files_copied_up_without_data_show_it_from_below() {
+    let Some(w) = World::new() else { return };
+    if !make_metacopies(&w) {
+        return;
+    }
+    for name in ["twice", "newer", "e/sub/deep", "e/back"] {
+        assert!(lacks_data(&w.path("up2").join(name)), "{name}");
+    }
+    let lower = options(&w, &["up2", "up1", "low"], None);
+    let shown = {
+        let Some(_k) = kernel(&w, &format!("ro,{lower},{ALL_MARKS}")) else {
+            return;
+        };
+        shot(&w.path("k"))
+    };
+    for more in ["", ",udba=reval", ",io=direct"] {
+        w.mounted(&format!("{lower}{more}"), || {
+            same(&shown, &shot(&w.path("m")))
+        });
+    }
+    // On a writable layer of its own, and copied up from it to another.
+    let upper = options(&w, &["up1", "low"], Some(("up2", "work2")));
+    w.mounted(&upper, || {
+        same(&shown, &shot(&w.path("m")));
+        // It does not look like one hole, which tar and cp would not read.
+        assert!(w.path("m/twice").metadata().unwrap().blocks() >= 13);
+        // Reading brings nothing in.
+        assert!(lacks_data(&w.path("up2/twice")));
+    });
+    let upper = options(&w, &["up2", "up1", "low"], Some(("up3", "work3")));
+    w.mounted(&upper, || {
+        sh(&w, "m", "find . -type f -exec touch -a {} +");
+        same(&shown, &shot(&w.path("m")));
+    });
+    for name in ["twice", "newer", "e/sub/deep", "e/back", "same", "link"] {
+        let copy = w.path("up3").join(name);
+        assert!(!lacks_data(&copy), "{name}");
+        let data = digest(&fs::read(&copy).unwrap());
+        assert!(shown[name].contains(&format!("data {data:016x}")), "{name}");
+    }
+}
+
+/// Changes of every kind, which begin at files without data.
+const CHANGES: &str = "echo more >> same
+    chmod 604 newer
+    truncate -s 5000 twice
+    mv twice d2
+    mv e/back moved-again
+    ln newer third
+    printf abc | dd of=e/sub/deep bs=1 seek=7 conv=notrunc 2>/dev/null
+    exec 3<e/sub/deep; rm e/sub/deep; cat <&3 > read-after-unlink
+    setfattr -n user.new -v 2 newer
+    touch -d 2002-03-04 same newer d2 e moved-again read-after-unlink .";
+
+#[test]
+fn a_change_completes_a_file_without_data_first() {
+    let Some(w) = World::new() else { return };
+    if !make_metacopies(&w) {
+        return;
+    }
+    sh(&w, "", "cp -a up2 copy");
+    let shown = {
+        let by_kernel = options(&w, &["up1", "low"], Some(("copy", "work-copy")));
+        let Some(_k) = kernel(&w, &format!("{by_kernel},{ALL_MARKS},index=off")) else {
+            return;
+        };
+        sh(&w, "k", CHANGES);
+        shot(&w.path("k"))
+    };
+    let own = options(&w, &["up1", "low"], Some(("up2", "work2")));
+    sh(&w, "", "rm -rf work2");
+    w.mkdir("work2", 0o755);
+    w.mounted(&own, || {
+        sh(&w, "m", CHANGES);
+        same(&shown, &shot(&w.path("m")));
+    });
+    w.mounted(&own, || same(&shown, &shot(&w.path("m"))));
+    // The kernel reads what was left.
+    let lower = options(&w, &["up2", "up1", "low"], None);
+    let Some(_k) = kernel(&w, &format!("ro,{lower},{ALL_MARKS}")) else {
+        return;
+    };
+    same(&shown, &shot(&w.path("k")));
+}
+
+#[test]
+fn an_open_file_keeps_its_data_from_below_and_sees_writes() {
+    let Some(w) = World::new() else { return };
+    if !make_metacopies(&w) {
+        return;
+    }
+    let own = options(&w, &["up1", "low"], Some(("up2", "work2")));
+    for io in ["", ",io=cache", ",io=direct"] {
+        w.mounted(&format!("{own}{io}"), || {
+            let path = w.path("m/twice");
+            let old = fs::File::open(&path).unwrap();
+            let mut start = [0; 4];
+            old.read_exact_at(&mut start, 0).unwrap();
+            let new = fs::OpenOptions::new().write(true).open(&path).unwrap();
+            new.write_all_at(format!("{io:>10}").as_bytes(), 0).unwrap();
+            let mut seen = [0; 10];
+            old.read_exact_at(&mut seen, 0).unwrap();
+            assert_eq!(seen, *format!("{io:>10}").as_bytes());
+            let all = fs::read_to_string(&path).unwrap();
+            assert!(all.ends_with("data of twice\n") && all.len() == 7000);
+        });
+    }
+    assert!(!lacks_data(&w.path("up2/twice")));
+}
+
+fn error_of(done: std::io::Result<()>) -> Option<i32> {
+    done.err().and_then(|err| err.raw_os_error())
+}
+
+#[test]
+fn data_that_is_nowhere_is_an_error_not_holes() {
+    let Some(w) = World::new() else { return };
+    if !make_metacopies(&w) {
+        return;
+    }
+    sh(&w, "low", "rm twice; rm -r renamed; mkdir renamed");
+    // Marks that others could have set lead nowhere.
+    w.put("low/secret", "secret");
+    sh(
+        &w,
+        "up2",
+        "truncate -s 6 forged; chown 1000 forged; setfattr -n user.overlay.metacopy forged; \
+        setfattr -n user.overlay.redirect -v /secret forged",
+    );
+    w.mounted(&options(&w, &["up2", "up1", "low"], None), || {
+        for name in ["twice", "newer", "forged"] {
+            let read = fs::read(w.path("m").join(name)).map(drop);
+            assert_eq!(error_of(read), Some(libc::EIO), "{name}");
+        }
+    });
+    let own = options(&w, &["up1", "low"], Some(("up2", "work2")));
+    w.mounted(&own, || {
+        let opened = fs::OpenOptions::new().append(true).open(w.path("m/twice"));
+        let written = opened.and_then(|f| f.write_all_at(b"x", 0));
+        assert_eq!(error_of(written), Some(libc::EIO));
+        assert!(lacks_data(&w.path("up2/twice")));
+    });
 }
 
 /// A layer with whiteouts that are such by an attribute, as mkcomposefs makes them, over `low`.

@@ -55,26 +55,6 @@ impl Branch {
         self.format == Format::Overlay || whiteout_name(name).is_none()
     }
 
-    /// Refuses the data of a file that overlayfs copied up without it (`metacopy=on`): the file has
-    /// the right length and nothing but holes. Its data lies below, where it is not looked for.
-    ///
-    /// # Errors
-    /// EIO for such a file.
-    pub fn check_data(&self, file: &OwnedFd) -> Result<()> {
-        if self.format != Format::Overlay {
-            return Ok(());
-        }
-        let marks = overlay::Attributes::of(&xattr::Target::fd(file.as_fd())?)?;
-        if marks.contains(overlay::Attributes::METACOPY) {
-            log::warn!(
-                "{}: a file was copied up by overlayfs without its data (metacopy=on), which cannot be read",
-                self.path.display()
-            );
-            return Err(Errno::IO);
-        }
-        Ok(())
-    }
-
     /// Is this the 0/0 device by which the branch hides `name`?
     pub fn is_whiteout_device(&self, stat: &RealStat, name: &[u8]) -> bool {
         stat.is_null_device() && self.device_hides(name)

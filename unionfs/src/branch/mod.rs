@@ -8,6 +8,7 @@ pub mod detect;
 pub mod dirren;
 pub mod log;
 pub mod marks;
+pub mod metacopy;
 pub mod offline;
 pub mod open;
 pub mod overlay;

@@ -16,8 +16,10 @@ pub use watch::{WatchState, Watched};
 use crate::sys::Name;
 use crate::types::{BranchId, Kind, NodeId};
 use parking_lot::RwLock;
+use rustc_hash::FxBuildHasher;
 use rustix::fd::OwnedFd;
 use smallvec::SmallVec;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -118,6 +120,8 @@ pub struct Node {
     opens: AtomicU64,
     /// The version of the stack that `home` and the layers are right for.
     seen: AtomicU64,
+    /// Whether the file has its own data: see [`Self::has_own_data`]. 0 = not known.
+    data: AtomicU64,
     /// A leaf lock: held to read or replace the value, never over a system call.
     home: RwLock<Home>,
     /// Directories only.
@@ -154,6 +158,7 @@ impl Node {
             lookups: AtomicU64::new(0),
             opens: AtomicU64::new(0),
             seen: AtomicU64::new(0),
+            data: AtomicU64::new(0),
             home: RwLock::new(home),
             dir,
             change: RwLock::default(),
@@ -279,6 +284,20 @@ impl Node {
         self.seen.store(version, Ordering::Release);
     }
 
+    /// Was the inode by which it is reached now found to have its own data (or not), with the stack
+    /// of this version? `None` = that was not looked at.
+    pub fn has_own_data(&self, version: u64) -> Option<bool> {
+        let noted = self.data.load(Ordering::Acquire);
+        (noted | 1 == data_tag(self.inode(), version)).then_some(noted & 1 == 1)
+    }
+
+    /// Notes what [`Self::has_own_data`] is to answer of an inode.
+    pub fn note_own_data(&self, inode: (BranchId, u64), version: u64, own: bool) {
+        let tag = data_tag(inode, version);
+        let noted = if own { tag } else { tag & !1 };
+        self.data.store(noted, Ordering::Release);
+    }
+
     /// References held by the kernel.
     pub fn lookup_count(&self) -> u64 {
         self.lookups.load(Ordering::Relaxed)
@@ -293,4 +312,9 @@ impl Node {
             Some(node)
         })
     }
+}
+
+/// Stands for an inode and a version of the stack; odd.
+fn data_tag(inode: (BranchId, u64), version: u64) -> u64 {
+    FxBuildHasher.hash_one((inode, version)) | 1
 }

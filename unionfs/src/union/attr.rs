@@ -20,7 +20,9 @@ impl Union {
         if node.kind == Kind::Dir {
             self.dir_attr(node, &stat)
         } else {
-            Ok(self.file_attr(node, &stat))
+            let mut attr = self.file_attr(node, &stat);
+            self.count_blocks(node, &mut attr);
+            Ok(attr)
         }
     }
 

@@ -6,6 +6,7 @@
 
 use super::Union;
 use super::gate::Closed;
+use super::metacopy::BELOW;
 use super::setup::{learn, note_stack, root_layers};
 use crate::branch::Branch;
 use crate::branch::log::Recovered;
@@ -227,7 +228,9 @@ impl Union {
     /// Nothing is reached through descriptors on this branch any more.
     fn drop_descriptors(&self, id: BranchId) {
         self.dir_fds.retain(|(_, branch)| *branch != id);
-        self.data_fds.retain(|(_, branch)| *branch != id);
+        // What is read from below may be of this branch.
+        self.data_fds
+            .retain(|(_, branch)| *branch != id && *branch != BELOW);
         self.opens.unpin(id);
     }
 

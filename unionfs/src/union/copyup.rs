@@ -29,7 +29,7 @@ pub(super) struct CopyUps {
 }
 
 /// One copy-up in progress; dropping it wakes those who wait for it.
-struct Running<'a> {
+pub(super) struct Running<'a> {
     copyups: &'a CopyUps,
     node: NodeId,
 }
@@ -45,7 +45,7 @@ impl CopyUps {
     }
 
     /// Starts one; `None` = one is running.
-    fn start(&self, node: NodeId) -> Option<Running<'_>> {
+    pub(super) fn start(&self, node: NodeId) -> Option<Running<'_>> {
         self.running.lock().insert(node).then_some(Running {
             copyups: self,
             node,
@@ -57,7 +57,7 @@ impl CopyUps {
         self.running.lock().len()
     }
 
-    fn wait_for(&self, node: NodeId) {
+    pub(super) fn wait_for(&self, node: NodeId) {
         let mut running = self.running.lock();
         while running.contains(&node) {
             self.finished.wait(&mut running);
@@ -76,7 +76,7 @@ impl Drop for Running<'_> {
 #[derive(Clone, Copy, Default)]
 pub(super) struct How {
     /// Only this many bytes will be needed.
-    keep: Option<u64>,
+    pub(super) keep: Option<u64>,
     /// The branches may be changed while data is copied.
     outside: bool,
 }
@@ -128,7 +128,7 @@ impl Union {
         loop {
             let version = self.version();
             if self.branch(node.inode().0)?.writable() {
-                return Ok(());
+                return self.complete_data(node, how);
             }
             if node.kind == Kind::Dir {
                 let target = self.copy_up_target(node)?;
@@ -136,7 +136,7 @@ impl Union {
             }
             if let Some(_running) = self.copyups.start(node.id) {
                 if self.branch(node.inode().0)?.writable() {
-                    return Ok(());
+                    continue;
                 }
                 match self.copy_up_target(node) {
                     Ok(target) => match self.copy_file(node, target, how) {
@@ -177,7 +177,6 @@ impl Union {
     ) -> Result<(Arc<Branch>, RealStat)> {
         let version = self.version();
         let target = self.branch(target)?;
-        let store = target.store.as_ref().ok_or(Errno::ROFS)?;
         let home = node.home();
         if let (Some(parent), true) = (&home.parent, home.linked) {
             self.make_dir_on(parent, target.id)?;
@@ -186,7 +185,7 @@ impl Union {
         let (source_branch, source) =
             self.with_place(node, |b, loc| Ok((b.clone(), loc.clone())))?;
         let stat = source.stat()?;
-        let mut copy = self.build_copy(store, &target, &source_branch, &source, &stat, how)?;
+        let mut copy = self.build_copy(node, &target, &source_branch, &source, &stat, how)?;
         if self.version() != version {
             return Err(Errno::STALE);
         }
@@ -207,7 +206,7 @@ impl Union {
     }
 
     /// Something long that needs no branch to stay a member.
-    fn apart<T>(&self, how: How, work: impl FnOnce() -> T) -> T {
+    pub(super) fn apart<T>(&self, how: How, work: impl FnOnce() -> T) -> T {
         if how.outside {
             self.gate.outside(work)
         } else {
@@ -234,13 +233,14 @@ impl Union {
     /// Builds the copy in the store, complete with attributes, and makes its data durable.
     pub(super) fn build_copy<'a>(
         &self,
-        store: &'a Store,
-        target: &Branch,
+        node: &Arc<Node>,
+        target: &'a Branch,
         source_branch: &Branch,
         source: &Loc,
         stat: &RealStat,
         how: How,
     ) -> Result<Copy<'a>> {
+        let store = target.store.as_deref().ok_or(Errno::ROFS)?;
         let temp = store.temp_name();
         let mut copy = Copy {
             store,
@@ -252,13 +252,22 @@ impl Union {
         let dir = store.tmp();
         match stat.kind() {
             Kind::File => {
-                let from = source.open_quietly(OFlags::RDONLY)?;
-                source_branch.check_data(&from)?;
-                let size = stat_fd(&from)?.size;
+                let below = self.lacks_data(node, source_branch, source)?;
+                let from = match below {
+                    true => self.data_below(node, source_branch, source)?,
+                    false => Arc::new(source.open_quietly(OFlags::RDONLY)?),
+                };
+                let there = stat_fd(&from)?.size;
+                // Data from below has the length that the file says.
+                let size = if below { stat.size } else { there };
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let file = openat(dir, &*copy.temp, flags, Mode::from_bits_truncate(0o600))?;
                 let wanted = how.keep.unwrap_or(size).min(size);
-                self.apart(how, || copy_data(&from, &file, wanted, wanted == size))?;
+                let copied = wanted.min(there);
+                self.apart(how, || copy_data(&from, &file, copied, copied == there))?;
+                if copied < wanted {
+                    rustix::fs::ftruncate(&file, wanted)?;
+                }
                 copy.file = Some(Arc::new(file));
             }
             Kind::Symlink => rustix::fs::symlinkat(source.readlink()?, dir, &*copy.temp)?,
@@ -394,6 +403,7 @@ impl Union {
         let (old, _) = node.inode();
         node.update_home(|h| (h.branch, h.real, h.place) = (target.id, copy.stat.ino, place));
         self.data_fds.remove((node.id, old));
+        node.note_own_data(node.inode(), self.version(), true);
         if let Some(file) = &copy.file {
             self.data_fds.insert((node.id, target.id), file.clone());
         }

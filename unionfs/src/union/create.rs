@@ -1,7 +1,7 @@
 //! MKNOD, MKDIR, SYMLINK, CREATE, LINK: new names.
 
 use super::Union;
-use super::copyup::file_type;
+use super::copyup::{How, file_type};
 use crate::branch::Branch;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
@@ -364,6 +364,8 @@ impl Union {
             let stays = node.change.read();
             let target = self.link_branch(node, parent, name)?;
             if node.inode().0 == target {
+                // Under another name its data would not be found.
+                self.complete_data(node, How::default())?;
                 return Ok((self.branch(target)?, stays));
             }
             drop(stays);

@@ -97,7 +97,9 @@ impl Union {
         let attr = if child.elsewhere || child.node.kind == Kind::Dir {
             self.counted_attr(&child.node)?
         } else {
-            self.file_attr(&child.node, &child.stat)
+            let mut attr = self.file_attr(&child.node, &child.stat);
+            self.count_blocks(&child.node, &mut attr);
+            attr
         };
         Ok(Entry {
             attr,

@@ -48,7 +48,7 @@ impl Union {
         let (source_branch, source) = self.place_locked(node)?;
         let stat = source.stat()?;
         let mut copy = self.build_copy(
-            store,
+            node,
             &branch,
             &source_branch,
             &source,

@@ -22,6 +22,7 @@ mod live;
 mod lookup;
 mod make_dir;
 pub mod merge;
+mod metacopy;
 mod metadata;
 mod moves;
 mod names;
@@ -60,6 +61,7 @@ use copyup::CopyUps;
 use discard::Trash;
 use gate::{Gate, Inside};
 use links::LinkTable;
+use metacopy::{BELOW, KeptData};
 use names::KnownNames;
 use open::OpenTable;
 use parking_lot::Mutex;
@@ -83,6 +85,8 @@ pub struct Union {
     dir_fds: FdCache<(NodeId, BranchId)>,
     /// Data descriptors of nodes.
     data_fds: FdCache<(NodeId, BranchId)>,
+    /// Data of nodes that is not where they are and cannot be found again.
+    kept_data: KeptData,
     opens: OpenTable,
     links: LinkTable,
     names: KnownNames,
@@ -171,6 +175,10 @@ impl Union {
             }
         } else {
             self.data_fds.remove((node.id, node.inode().0));
+            if node.has_own_data(self.version()) == Some(false) {
+                self.data_fds.remove((node.id, BELOW));
+            }
+            self.kept_data.forget(node.id);
             self.opens.remove(node.id);
             self.links.forget(node.id);
             self.names.forget(node.id);

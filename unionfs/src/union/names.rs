@@ -125,6 +125,7 @@ impl Union {
         {
             return Ok(Leaving::Plink);
         }
+        self.keep_data(node)?;
         if self.take_other_name(node, locked) {
             return Ok(Leaving::Elsewhere);
         }

@@ -76,9 +76,10 @@ impl Union {
         if writes && !branch.writable() && self.read_only() {
             return Err(Errno::ROFS);
         }
+        let below = self.has_data_below(&node)?;
         let mut opened = Opened {
             keep_cache: self.options().udba == Udba::None,
-            passthrough: branch.writable(),
+            passthrough: branch.writable() && !below,
         };
         if node.kind != Kind::File {
             node.count_open();
@@ -90,7 +91,8 @@ impl Union {
         } else {
             None
         };
-        let pinned = if self.privileged {
+        // (Data below may be replaced by the file's own at any time: it is opened anew.)
+        let pinned = if self.privileged || below {
             None
         } else {
             Some((branch.id, self.data_fd(&node)?))
@@ -134,6 +136,7 @@ impl Union {
     /// The new file of CREATE is open already.
     pub(super) fn opened_new(&self, node: &Node, branch: BranchId, fd: Arc<OwnedFd>) {
         node.count_open();
+        node.note_own_data(node.inode(), self.version(), true);
         self.data_fds.insert((node.id, branch), fd.clone());
         if !self.privileged {
             let mut file = self.opens.files.entry(node.id).or_default();
@@ -155,6 +158,9 @@ impl Union {
             return Ok(fd);
         }
         self.with_place(node, |branch, loc| {
+            if self.lacks_data(node, branch, loc)? {
+                return self.data_below(node, branch, loc);
+            }
             let fd = if branch.writable() {
                 match loc.open(OFlags::RDWR) {
                     Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::TXTBSY) => {
@@ -170,7 +176,6 @@ impl Union {
                 loc.open_quietly(OFlags::RDONLY)
             };
             let fd = Arc::new(fd?);
-            branch.check_data(&fd)?;
             // The key names the branch: after a copy-up nobody asks for this one any more.
             self.data_fds.insert((node.id, branch.id), fd.clone());
             Ok(fd)
@@ -181,13 +186,15 @@ impl Union {
     /// that can at least do `access` (`O_RDONLY` or `O_WRONLY`).
     pub(super) fn reopened(&self, node: &Arc<Node>, access: OFlags) -> Result<Arc<OwnedFd>> {
         self.with_place(node, |branch, loc| {
+            if self.lacks_data(node, branch, loc)? {
+                return self.data_below(node, branch, loc);
+            }
             let fd = if branch.writable() {
                 loc.open(OFlags::RDWR).or_else(|_| loc.open(access))
             } else {
                 loc.open(access)
             };
             let fd = Arc::new(fd?);
-            branch.check_data(&fd)?;
             self.data_fds.insert((node.id, branch.id), fd.clone());
             Ok(fd)
         })
@@ -197,7 +204,7 @@ impl Union {
     /// writable branch; EROFS for others.
     pub fn passthrough_fd(&self, node: NodeId) -> Result<Arc<OwnedFd>> {
         let node = self.node(node)?;
-        if !self.branch(node.inode().0)?.writable() {
+        if !self.branch(node.inode().0)?.writable() || self.has_data_below(&node)? {
             return Err(Errno::ROFS);
         }
         self.data_fd(&node)

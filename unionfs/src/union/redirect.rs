@@ -206,7 +206,7 @@ impl Union {
     }
 
     /// The layers of a directory below `branch`.
-    fn dirs_below(&self, node: &Arc<Node>, branch: BranchId) -> Result<Vec<LowerDir>> {
+    pub(super) fn dirs_below(&self, node: &Arc<Node>, branch: BranchId) -> Result<Vec<LowerDir>> {
         let stack = self.stack();
         let position = stack.position(branch);
         let mut dirs = Vec::new();
@@ -224,7 +224,7 @@ impl Union {
 
     /// The directory at `path` on the branches below `branch`. (What is below an opaque root is no
     /// part of the union.)
-    fn walk_from_root(&self, branch: BranchId, path: &[u8]) -> Result<Vec<LowerDir>> {
+    pub(super) fn walk_from_root(&self, branch: BranchId, path: &[u8]) -> Result<Vec<LowerDir>> {
         let mut current = self.dirs_below(&self.dir_node(NodeId::ROOT)?, branch)?;
         for part in path.split(|b| *b == b'/').filter(|p| !p.is_empty()) {
             current = self.step_down(&current, part)?;
@@ -277,9 +277,9 @@ impl Union {
 }
 
 /// A directory on one branch, met while walking down several.
-struct LowerDir {
-    branch: Arc<Branch>,
-    fd: Arc<OwnedFd>,
+pub(super) struct LowerDir {
+    pub(super) branch: Arc<Branch>,
+    pub(super) fd: Arc<OwnedFd>,
     /// From the branch root.
     path: Vec<u8>,
 }

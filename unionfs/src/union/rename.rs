@@ -6,6 +6,7 @@
 //! name (which hides nothing any more). No step needs a journal.
 
 use super::Union;
+use super::copyup::How;
 use super::create::first_of;
 use super::moves::{Move, drop_idle_devices};
 use super::names::{Leaving, unname};
@@ -237,7 +238,8 @@ impl Union {
     ) -> Result<()> {
         self.make_dir_on(from.dir, branch.id)?;
         if found.top == branch.id {
-            return Ok(());
+            // Under another name its data would not be found.
+            return self.complete_data(node, How::default());
         }
         if node.kind == Kind::Dir {
             self.check_movable(node)?;

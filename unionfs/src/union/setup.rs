@@ -5,6 +5,7 @@ use super::copyup::CopyUps;
 use super::discard::Trash;
 use super::gate::Gate;
 use super::links::{LinkTable, Plink};
+use super::metacopy::KeptData;
 use super::names::KnownNames;
 use super::open::OpenTable;
 use super::placement::Placement;
@@ -63,6 +64,7 @@ impl Union {
             inos,
             dir_fds: FdCache::new(budget),
             data_fds: FdCache::new(budget),
+            kept_data: KeptData::default(),
             opens: OpenTable::default(),
             links,
             names: KnownNames::default(),

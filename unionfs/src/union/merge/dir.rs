@@ -156,8 +156,7 @@ impl Union {
         let dir = self.dir_fd_on(node, way.from.id)?;
         let source = Loc::dir(dir.clone());
         let stat = source.stat()?;
-        let mut copy =
-            self.build_copy(store, &way.to, &way.from, &source, &stat, How::default())?;
+        let mut copy = self.build_copy(node, &way.to, &way.from, &source, &stat, How::default())?;
         let fd = Arc::new(open_subdir(store.tmp(), &copy.temp)?);
         let needed = way.options.keep_whiteouts
             || way.to.has_whiteout(&lower, name)?

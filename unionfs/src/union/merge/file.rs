@@ -40,7 +40,6 @@ impl Union {
         if let Some(outcome) = self.check_file(way, parent, name, node)? {
             return Ok(outcome);
         }
-        let store = way.to.store.as_ref().ok_or(Errno::ROFS)?;
         let place = || self.with_place(node, |b, loc| Ok((b.id, loc.stat()?, loc.clone())));
         for _ in 0..FREE_COPIES {
             let (branch, stat, loc) = place()?;
@@ -49,7 +48,7 @@ impl Union {
             }
             let settled = is_older(stat.ctime, TICK);
             let mut copy =
-                self.build_copy(store, &way.to, &way.from, &loc, &stat, How::default())?;
+                self.build_copy(node, &way.to, &way.from, &loc, &stat, How::default())?;
             let _nobody_changes = node.change.write();
             if settled && same_file(&stat, &place()?.1) {
                 return self.switch(way, parent, name, node, &stat, &mut copy);
@@ -60,7 +59,7 @@ impl Union {
         if branch != way.from.id {
             return Ok(Outcome::Left(Reason::Changed));
         }
-        let mut copy = self.build_copy(store, &way.to, &way.from, &loc, &stat, How::default())?;
+        let mut copy = self.build_copy(node, &way.to, &way.from, &loc, &stat, How::default())?;
         self.switch(way, parent, name, node, &stat, &mut copy)
     }
 

@@ -1,0 +1,107 @@
+//! Files that overlayfs copied up without their data (`metacopy=on`): telling them, and where the
+//! data is said to be.
+//!
+//! Such a file has the right length and attributes and nothing but holes. What the value of the
+//! mark says (a version, flags, a digest for fs-verity) is not looked at. Source:
+//! Documentation/filesystems/overlayfs.rst, "Metadata only copy up"; fs/overlayfs/util.c.
+
+use super::Branch;
+use super::overlay::{self, Attributes, NAMESPACES};
+use crate::errno::{Errno, Result};
+use crate::spec::Format;
+use crate::sys::RealStat;
+use crate::sys::xattr::Target;
+
+/// Where the data of a file is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// In the file itself.
+    Own,
+    /// Below, under the same name.
+    Below,
+    /// Below, in the same directory under this name.
+    Beside(Vec<u8>),
+    /// Below, at this path from the branch roots.
+    FromRoot(Vec<u8>),
+}
+
+impl Branch {
+    /// Has this regular file no data of its own? One listing of its attributes, and none in the
+    /// AUFS format.
+    pub fn lacks_data(&self, file: &Target<'_>) -> Result<bool> {
+        Ok(self.format == Format::Overlay && Attributes::of(file)?.contains(Attributes::METACOPY))
+    }
+
+    /// Where the data of a regular file is.
+    ///
+    /// A mark of root's is root's word. One in `user.*` could be set by whoever may write to the
+    /// file, and could lead to a file that he may not read: it counts if the file is the daemon's
+    /// own or root's, and nobody else may write to it.
+    ///
+    /// # Errors
+    /// EIO for a mark that does not count, and one that cannot be followed.
+    pub fn data_of(
+        &self,
+        file: &Target<'_>,
+        stat: impl FnOnce() -> Result<RealStat>,
+    ) -> Result<Data> {
+        if self.format != Format::Overlay {
+            return Ok(Data::Own);
+        }
+        for prefix in NAMESPACES {
+            let named = |short: &[u8]| optional(file.get(&[prefix, short].concat()));
+            if named(b"metacopy")?.is_none() {
+                continue;
+            }
+            if prefix.starts_with(b"user.") && !is_trusted(&stat()?) {
+                log::warn!(
+                    "{}: a file without its data has a mark that others could have set \
+                     (user.overlay.metacopy): give it to root, writable for nobody else",
+                    self.path.display()
+                );
+                return Err(Errno::IO);
+            }
+            return match named(b"redirect")? {
+                None => Ok(Data::Below),
+                Some(to) if !overlay::is_redirect(&to) => Err(Errno::IO),
+                Some(to) => Ok(match to.strip_prefix(b"/") {
+                    Some(path) => Data::FromRoot(path.to_vec()),
+                    None => Data::Beside(to),
+                }),
+            };
+        }
+        Ok(Data::Own)
+    }
+}
+
+fn optional(value: Result<Vec<u8>>) -> Result<Option<Vec<u8>>> {
+    match value {
+        Ok(value) => Ok(Some(value)),
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => Ok(None),
+        Err(err) => Err(err),
+    }
+}
+
+/// Can only root or the daemon's user have set attributes of this file?
+fn is_trusted(stat: &RealStat) -> bool {
+    let own = stat.uid == 0 || stat.uid == rustix::process::geteuid().as_raw();
+    own && stat.mode & (libc::S_IWGRP | libc::S_IWOTH) == 0
+}
+
+/// The data is the file's own from now on: the last step of completing it.
+///
+/// # Errors
+/// Those of removing the mark; the file is as it was then.
+pub fn set_own(file: &Target<'_>) -> Result<()> {
+    for prefix in NAMESPACES {
+        match file.remove(&[prefix, b"metacopy"].concat()) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            // Not seen, so not there as far as anybody can tell.
+            Err(Errno::PERM | Errno::ACCESS) if prefix.starts_with(b"trusted.") => {}
+            Err(err) => return Err(err),
+        }
+        // Means nothing at a file that has its data: of no harm if it stays.
+        let _ = file.remove(&[prefix, b"redirect"].concat());
+    }
+    Ok(())
+}

@@ -1,0 +1,307 @@
+//! Files that overlayfs copied up without their data: reading it from below, and bringing it in
+//! before the first change.
+//!
+//! Nothing of this is asked at lookup: the length and attributes of such a file are its own. What
+//! was found at the first use of its data is noted at the node. Data from below is cached under a
+//! key of its own, so that a reader that was late can never put it in the place of the file's own.
+
+use super::Union;
+use super::copyup::How;
+use super::redirect::LowerDir;
+use crate::branch::Branch;
+use crate::branch::metacopy::{Data, set_own};
+use crate::errno::{Errno, Result};
+use crate::node::Node;
+use crate::spec::Format;
+use crate::sys::copy::copy_data;
+use crate::sys::stat::{stat_at, stat_fd};
+use crate::sys::{Loc, xattr};
+use crate::types::{Attr, BranchId, Kind, NodeId, SetTime};
+use dashmap::DashMap;
+use rustc_hash::FxBuildHasher;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{FallocateFlags, OFlags};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// In the keys of data descriptors: the data is not where the node is.
+pub(super) const BELOW: BranchId = BranchId::NONE;
+
+/// File capabilities: writing drops them.
+const CAPABILITIES: &[u8] = b"security.capability";
+
+/// Data below of files that lost the name by which it is found. Shard locks are leaves.
+#[derive(Debug, Default)]
+pub(super) struct KeptData {
+    files: DashMap<NodeId, Arc<OwnedFd>, FxBuildHasher>,
+    /// Zero on most mounts: then the table is not asked.
+    count: AtomicUsize,
+}
+
+impl KeptData {
+    fn get(&self, node: NodeId) -> Option<Arc<OwnedFd>> {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        self.files.get(&node).map(|fd| fd.clone())
+    }
+
+    fn keep(&self, node: NodeId, data: Arc<OwnedFd>) {
+        if self.files.insert(node, data).is_none() {
+            self.count.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    pub(super) fn forget(&self, node: NodeId) {
+        if self.count.load(Ordering::Acquire) > 0 && self.files.remove(&node).is_some() {
+            self.count.fetch_sub(1, Ordering::Release);
+        }
+    }
+}
+
+impl Union {
+    /// Has a file no data of its own? `branch` and `loc` are its place, which cannot change
+    /// meanwhile.
+    pub(super) fn lacks_data(&self, node: &Node, branch: &Branch, loc: &Loc) -> Result<bool> {
+        if branch.format != Format::Overlay || node.kind != Kind::File {
+            return Ok(false);
+        }
+        let version = self.version();
+        if let Some(own) = node.has_own_data(version) {
+            return Ok(!own);
+        }
+        let inode = node.inode();
+        let lacks = loc.xattrs(|x| branch.lacks_data(&x))?;
+        if lacks {
+            // What is cached may be of another inode or another stack.
+            self.data_fds.remove((node.id, BELOW));
+        }
+        node.note_own_data(inode, version, !lacks);
+        Ok(lacks)
+    }
+
+    /// As [`Self::lacks_data`], for callers that hold no directory lock.
+    pub(super) fn has_data_below(&self, node: &Arc<Node>) -> Result<bool> {
+        if node.kind != Kind::File
+            || node.has_own_data(self.version()) == Some(true)
+            || self.branch(node.inode().0)?.format != Format::Overlay
+        {
+            return Ok(false);
+        }
+        self.with_place(node, |branch, loc| self.lacks_data(node, branch, loc))
+    }
+
+    /// A file whose data is below must not look like one big hole: programs that copy holes as such
+    /// would not read it. Only what looks like that is looked at. The caller holds no directory
+    /// lock.
+    pub(super) fn count_blocks(&self, node: &Arc<Node>, attr: &mut Attr) {
+        if attr.size > attr.blocks.saturating_mul(512)
+            // If it cannot be told, opening it tells why.
+            && self.has_data_below(node).unwrap_or(false)
+        {
+            attr.blocks = attr.size.div_ceil(512);
+        }
+    }
+
+    /// A readonly descriptor of the data of a file that has none of its own. Takes no directory
+    /// lock.
+    ///
+    /// # Errors
+    /// EIO if there is no data, as overlayfs answers.
+    pub(super) fn data_below(
+        &self,
+        node: &Arc<Node>,
+        branch: &Branch,
+        loc: &Loc,
+    ) -> Result<Arc<OwnedFd>> {
+        let key = (node.id, BELOW);
+        if let Some(fd) = self
+            .data_fds
+            .get(key)
+            .or_else(|| self.kept_data.get(node.id))
+        {
+            return Ok(fd);
+        }
+        let fd = Arc::new(self.open_below(node, branch, loc)?);
+        self.data_fds.insert(key, fd.clone());
+        Ok(fd)
+    }
+
+    /// The name by which the data of a file is found may be about to go.
+    pub(super) fn keep_data(&self, node: &Arc<Node>) -> Result<()> {
+        if node.kind != Kind::File || self.branch(node.inode().0)?.format != Format::Overlay {
+            return Ok(());
+        }
+        let (branch, loc) = self.place_locked(node)?;
+        if self.lacks_data(node, &branch, &loc)?
+            // Without data it is of no use now either.
+            && let Ok(data) = self.data_below(node, &branch, &loc)
+        {
+            self.kept_data.keep(node.id, data);
+        }
+        Ok(())
+    }
+
+    fn open_below(&self, node: &Arc<Node>, branch: &Branch, loc: &Loc) -> Result<OwnedFd> {
+        let home = node.home();
+        let parent = home.parent.as_ref().ok_or(Errno::IO)?;
+        let beside = |name: &[u8]| Ok((self.dirs_below(parent, branch.id)?, name.to_vec()));
+        let (dirs, name) = match loc.xattrs(|x| branch.data_of(&x, || loc.stat()))? {
+            // Completed meanwhile.
+            Data::Own => return loc.open_quietly(OFlags::RDONLY),
+            Data::Below => beside(&home.name)?,
+            Data::Beside(name) => beside(&name)?,
+            Data::FromRoot(path) => self.walk_to(branch.id, &path)?,
+        };
+        match self.find_data(dirs, name)? {
+            Some(data) => Ok(data),
+            None => {
+                log::warn!(
+                    "{}: the data of a file that overlayfs copied up without it (metacopy=on) is \
+                     on no branch below: name all of them",
+                    branch.path.display()
+                );
+                Err(Errno::IO)
+            }
+        }
+    }
+
+    /// The directories of a path on the branches below `branch`, and its last component.
+    fn walk_to(&self, branch: BranchId, path: &[u8]) -> Result<(Vec<LowerDir>, Vec<u8>)> {
+        let split = path.iter().rposition(|b| *b == b'/');
+        let (dir, name) = match split {
+            Some(at) => (&path[..at], &path[at + 1..]),
+            None => (&b""[..], path),
+        };
+        Ok((self.walk_from_root(branch, dir)?, name.to_vec()))
+    }
+
+    /// The data that a name in these directories, topmost first, leads to.
+    fn find_data(&self, mut dirs: Vec<LowerDir>, mut name: Vec<u8>) -> Result<Option<OwnedFd>> {
+        // Ends: each turn goes on below the branch of the one before.
+        while let Some((at, loc)) = first_file(&dirs, &name)? {
+            let branch = dirs[at].branch.clone();
+            let data = loc.xattrs(|x| branch.data_of(&x, || loc.stat()))?;
+            dirs.drain(..=at);
+            match data {
+                Data::Own => return loc.open_quietly(OFlags::RDONLY).map(Some),
+                Data::Below => {}
+                Data::Beside(other) => name = other,
+                Data::FromRoot(path) => (dirs, name) = self.walk_to(branch.id, &path)?,
+            }
+        }
+        Ok(None)
+    }
+
+    /// Brings the data into a file on a writable branch that lacks it, as overlayfs does before a
+    /// change: the mark goes last, and until then the data is that below. The caller holds no
+    /// directory lock.
+    pub(super) fn complete_data(&self, node: &Arc<Node>, how: How) -> Result<()> {
+        while self.has_data_below(node)? {
+            let version = self.version();
+            if let Some(_running) = self.copyups.start(node.id) {
+                self.bring_data(node, how)?;
+            } else {
+                self.apart(how, || self.copyups.wait_for(node.id));
+            }
+            if self.version() != version {
+                self.refresh(node);
+            }
+        }
+        Ok(())
+    }
+
+    fn bring_data(&self, node: &Arc<Node>, how: How) -> Result<()> {
+        let found = self.with_place(node, |branch, loc| {
+            if !branch.writable() || !self.lacks_data(node, branch, loc)? {
+                return Ok(None);
+            }
+            let data = self.data_below(node, branch, loc)?;
+            let inode = (branch.id, loc.stat()?.ino);
+            Ok(Some((inode, Arc::new(loc.open(OFlags::RDWR)?), data)))
+        })?;
+        let Some((inode, file, data)) = found else {
+            return Ok(());
+        };
+        let volatile = self.options().volatile;
+        self.apart(how, || fill(&file, &data, how.keep, volatile))?;
+        node.note_own_data(inode, self.version(), true);
+        self.data_fds.remove((node.id, BELOW));
+        self.kept_data.forget(node.id);
+        if node.inode() == inode {
+            self.data_fds.insert((node.id, inode.0), file);
+        }
+        Ok(())
+    }
+}
+
+/// The first regular file of this name: at which directory, and where.
+fn first_file(dirs: &[LowerDir], name: &[u8]) -> Result<Option<(usize, Loc)>> {
+    for (at, dir) in dirs.iter().enumerate() {
+        let branch = &dir.branch;
+        match stat_at(&dir.fd, name) {
+            Ok(stat) if stat.kind() == Kind::File => {
+                let hidden = branch.honours_whiteouts()
+                    && branch.is_whiteout_entry(&*dir.fd, name, &stat)?;
+                return Ok((!hidden).then(|| (at, Loc::at(dir.fd.clone(), name))));
+            }
+            Ok(_) => return Ok(None),
+            Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
+            Err(err) => return Err(err),
+        }
+        if branch.honours_whiteouts() && branch.has_whiteout(&*dir.fd, name)? {
+            return Ok(None);
+        }
+    }
+    Ok(None)
+}
+
+/// Copies `data` into the file, of which only `keep` bytes will be needed, and makes it its own.
+fn fill(file: &Arc<OwnedFd>, data: &OwnedFd, keep: Option<u64>, volatile: bool) -> Result<()> {
+    let stat = stat_fd(file)?;
+    let size = keep.unwrap_or(stat.size).min(stat.size);
+    let loc = Loc::Fd(file.clone());
+    let capabilities = match loc.xattrs(|x| x.get(CAPABILITIES)) {
+        Ok(value) => Some(value),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => None,
+        Err(err) => return Err(err),
+    };
+    if size < stat.size {
+        // Already the new state: the rest will not be needed.
+        rustix::fs::ftruncate(file, size)?;
+    }
+    let copied = copy_into(file, data, size);
+    if copied.is_err() {
+        empty(file, size);
+    }
+    if let Some(value) = capabilities {
+        loc.xattrs(|x| x.set(CAPABILITIES, &value, 0))?;
+    }
+    loc.set_times(Some(SetTime::At(stat.atime)), Some(SetTime::At(stat.mtime)))?;
+    copied?;
+    if !volatile {
+        rustix::fs::fsync(&**file)?;
+    }
+    set_own(&xattr::Target::fd(file.as_fd())?)
+}
+
+fn copy_into(file: &OwnedFd, data: &OwnedFd, size: u64) -> Result<()> {
+    // An attempt that failed, or was killed, may have left something.
+    empty(file, size);
+    let there = stat_fd(data)?.size;
+    let wanted = size.min(there);
+    copy_data(data, file, wanted, wanted == there)?;
+    // The data below was shorter than it should be: the rest reads as zeros, as before.
+    if wanted < size {
+        rustix::fs::ftruncate(file, size)?;
+    }
+    Ok(())
+}
+
+/// Nothing but holes again. Where that cannot be had, what is there is written over.
+fn empty(file: &OwnedFd, size: u64) {
+    if size > 0 {
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let _ = rustix::fs::fallocate(file, hole, 0, size);
+    }
+}
