@@ -376,3 +376,69 @@ fn whiteouts_by_an_attribute_hide_what_is_below() {
         );
     });
 }
+
+#[test]
+fn attributes_of_an_overlay_inside_are_the_users() {
+    let Some(w) = World::new() else { return };
+    w.put("low/d/f", "f");
+    w.put("low/g", "g");
+    // Marks of an overlay whose layers lie in the mount.
+    let script = "setfattr -n trusted.overlay.opaque -v y d
+        setfattr -n trusted.overlay.metacopy d/f; setfattr -n trusted.overlay.redirect -v /g d/f
+        setfattr -n user.mine -v 1 d/f; setfattr -n trusted.overlay.overlay.deep -v 2 g";
+    let own = options(&w, &["low"], Some(("up", "work")));
+    {
+        let Some(_k) = kernel(&w, &own) else { return };
+        sh(&w, "k", script);
+        if !xattrs(&w.path("up/g")).contains_key("trusted.overlay.overlay.overlay.deep") {
+            eprintln!("skipped: a kernel before 6.7");
+            return;
+        }
+    }
+    let lower = options(&w, &["up", "low"], None);
+    let shown = {
+        let Some(_k) = kernel(&w, &format!("ro,{lower}")) else {
+            return;
+        };
+        shot(&w.path("k"))
+    };
+    assert!(shown["d/f"].contains("trusted.overlay.redirect"));
+    w.mounted(&lower, || same(&shown, &shot(&w.path("m"))));
+    // Stored as the kernel does it, also by copying up and from a branch where they need no escape.
+    let ours = options(&w, &["low"], Some(("up-b", "work-b")));
+    w.mounted(&ours, || {
+        sh(&w, "m", script);
+        same(&shown, &shot(&w.path("m")));
+        sh(
+            &w,
+            "m",
+            "setfattr -n trusted.overlay.x -v 1 g; setfattr -x trusted.overlay.x g",
+        );
+        sh(&w, "m", "! setfattr -x trusted.overlay.x g 2>/dev/null");
+    });
+    let plain = |name: &str, keep: &[&str]| {
+        let mut all = xattrs(&w.path(name));
+        all.retain(|name, _| keep.iter().any(|k| name.ends_with(k)));
+        all
+    };
+    for name in ["d", "d/f", "g"] {
+        let keep = [
+            ".overlay.opaque",
+            ".overlay.metacopy",
+            ".overlay.redirect",
+            "mine",
+            "deep",
+        ];
+        let [kernel, ours] = ["up", "up-b"].map(|up| plain(&format!("{up}/{name}"), &keep));
+        assert_eq!(kernel, ours, "{name}");
+    }
+    let copied = options(&w, &["up-b", "low"], Some(("up-c", "work-c")));
+    w.mounted(&copied, || {
+        sh(
+            &w,
+            "m",
+            "chmod 600 d/f g; chmod 600 d; chmod 644 d/f g; chmod 755 d",
+        );
+        same(&shown, &shot(&w.path("m")));
+    });
+}

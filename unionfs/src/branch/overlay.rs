@@ -8,6 +8,7 @@ use crate::sys::RealStat;
 use crate::sys::xattr::{self, Target};
 use crate::types::Kind;
 use rustix::fd::{AsFd, BorrowedFd};
+use std::borrow::Cow;
 use std::ffi::CString;
 
 /// Where overlayfs keeps its attributes: mounted by root, and with `userxattr`.
@@ -64,6 +65,31 @@ impl Attributes {
             Some(_) => Self::OTHER,
         }
     }
+}
+
+/// What an attribute of overlayfs's is called on a branch of that format when a user of the mount
+/// has it: an overlay that lies inside. (overlayfs.rst, "Nesting overlayfs mounts"; Linux 6.7.)
+const ESCAPE: &[u8] = b"overlay.";
+
+/// The name that an attribute which users call `name` has on a branch in the overlay format.
+pub fn stored_name(name: &[u8]) -> Cow<'_, [u8]> {
+    let prefix = NAMESPACES.into_iter().find(|p| name.starts_with(p));
+    match prefix {
+        Some(prefix) => Cow::Owned([prefix, ESCAPE, &name[prefix.len()..]].concat()),
+        None => Cow::Borrowed(name),
+    }
+}
+
+/// What users call an attribute that is found on a branch in the overlay format; `None` = it is a
+/// mark, which they do not see.
+pub fn shown_name(stored: &[u8]) -> Option<Cow<'_, [u8]>> {
+    for prefix in NAMESPACES {
+        if let Some(short) = stored.strip_prefix(prefix) {
+            let inner = short.strip_prefix(ESCAPE)?;
+            return Some(Cow::Owned([prefix, inner].concat()));
+        }
+    }
+    (!stored.starts_with(FUSE_OVERLAYFS)).then_some(Cow::Borrowed(stored))
 }
 
 /// The value of an attribute in whichever namespace has it, root's first.
@@ -182,6 +208,31 @@ mod tests {
             Attributes::ESCAPED
         );
         assert_eq!(listed(b"user.fuseoverlayfs.opaque\0"), Attributes::OPAQUE);
+    }
+
+    #[test]
+    fn attributes_of_an_overlay_inside_have_one_more_prefix() {
+        for (shown, stored) in [
+            ("trusted.overlay.opaque", "trusted.overlay.overlay.opaque"),
+            ("user.overlay.x", "user.overlay.overlay.x"),
+            (
+                "trusted.overlay.overlay.x",
+                "trusted.overlay.overlay.overlay.x",
+            ),
+            ("user.overlayx", "user.overlayx"),
+            ("trusted.x", "trusted.x"),
+        ] {
+            assert_eq!(*stored_name(shown.as_bytes()), *stored.as_bytes());
+            let back = shown_name(stored.as_bytes()).unwrap();
+            assert_eq!(*back, *shown.as_bytes());
+        }
+        for mark in [
+            "trusted.overlay.opaque",
+            "user.overlay.redirect",
+            "user.fuseoverlayfs.opaque",
+        ] {
+            assert_eq!(shown_name(mark.as_bytes()), None, "{mark}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What a copy takes over besides the data: owner, mode, times and extended attributes.
 
 use super::Union;
+use super::xattr::{shown_name, stored_name};
 use crate::branch::Branch;
 use crate::errno::{Errno, Result};
 use crate::spec::IgnoreXattr;
@@ -47,14 +48,14 @@ impl Union {
         owned: bool,
     ) -> Result<()> {
         for name in xattr::names(&list_xattrs(from)?) {
-            let mark =
-                source_branch.format == crate::spec::Format::Overlay && super::xattr::is_mark(name);
-            if mark || (!owned && name == b"security.capability") {
+            let wanted = shown_name(source_branch, name);
+            let stored = wanted.as_deref().and_then(|n| stored_name(target, n));
+            let Some(stored) = stored.filter(|n| owned || **n != *b"security.capability") else {
                 continue;
-            }
+            };
             let copied = from
                 .xattrs(|x| x.get(name))
-                .and_then(|value| to.xattrs(|x| x.set(name, &value, 0)));
+                .and_then(|value| to.xattrs(|x| x.set(&stored, &value, 0)));
             match copied {
                 Ok(()) | Err(Errno::NODATA) => {}
                 Err(Errno::OPNOTSUPP) => {

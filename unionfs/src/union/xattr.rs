@@ -1,25 +1,41 @@
 //! GETXATTR, LISTXATTR, SETXATTR, REMOVEXATTR.
+//!
+//! On a branch in the overlay format overlayfs's own attributes are marks, which users do not see;
+//! theirs of these names (of an overlay inside the mount) are stored under escaped ones.
 
 use super::Union;
+use crate::branch::{Branch, overlay};
 use crate::errno::{Errno, Result};
 use crate::spec::Format;
+use crate::sys::xattr;
 use crate::types::*;
+use std::borrow::Cow;
 
-/// Attributes that are marks of the overlay format, not of the file.
-const MARKS: &[&[u8]] = &[
-    b"trusted.overlay.",
-    b"user.overlay.",
-    b"user.fuseoverlayfs.",
-];
+/// What an attribute that is found on a branch is called; `None` = it is a mark.
+pub(super) fn shown_name<'a>(branch: &Branch, stored: &'a [u8]) -> Option<Cow<'a, [u8]>> {
+    match branch.format {
+        Format::Overlay => overlay::shown_name(stored),
+        Format::Aufs => Some(Cow::Borrowed(stored)),
+    }
+}
 
-pub(super) fn is_mark(name: &[u8]) -> bool {
-    MARKS.iter().any(|prefix| name.starts_with(prefix))
+/// What an attribute is called on a branch; `None` = it would be a mark there.
+pub(super) fn stored_name<'a>(branch: &Branch, name: &'a [u8]) -> Option<Cow<'a, [u8]>> {
+    match branch.format {
+        Format::Overlay if name.starts_with(overlay::FUSE_OVERLAYFS) => None,
+        Format::Overlay => Some(overlay::stored_name(name)),
+        Format::Aufs => Some(Cow::Borrowed(name)),
+    }
 }
 
 impl Union {
-    /// Are attributes of this name marks on some branch?
-    fn hides_xattr(&self, name: &[u8]) -> bool {
-        is_mark(name)
+    fn refuses_xattr(&self, name: &[u8]) -> bool {
+        !self.options().acl && name.starts_with(b"system.posix_acl_")
+    }
+
+    /// Would an attribute of this name be a mark on some branch?
+    fn is_mark(&self, name: &[u8]) -> bool {
+        name.starts_with(overlay::FUSE_OVERLAYFS)
             && self
                 .stack()
                 .branches()
@@ -27,47 +43,43 @@ impl Union {
                 .any(|b| b.format == Format::Overlay)
     }
 
-    fn refuses_xattr(&self, name: &[u8]) -> bool {
-        !self.options().acl && name.starts_with(b"system.posix_acl_")
-    }
-
     /// GETXATTR: the whole value.
     pub fn getxattr(&self, node: NodeId, name: &[u8]) -> XattrResult {
         if self.refuses_xattr(name) {
             return Err(Errno::OPNOTSUPP);
         }
-        if self.hides_xattr(name) {
-            return Err(Errno::NODATA);
-        }
         let node = self.node(node)?;
-        self.with_place(&node, |_, loc| loc.xattrs(|x| x.get(name)))
+        self.with_place(&node, |branch, loc| {
+            let stored = stored_name(branch, name).ok_or(Errno::NODATA)?;
+            loc.xattrs(|x| x.get(&stored))
+        })
     }
 
     /// LISTXATTR: names, each with its NUL.
     pub fn listxattr(&self, node: NodeId) -> XattrResult {
         let node = self.node(node)?;
-        let mut names = self.with_place(&node, |_, loc| loc.xattrs(|x| x.list()))?;
-        if names
-            .windows(9)
-            .any(|w| w == b".overlay." || w == b"fuseoverl")
-            || !self.options().acl
-        {
-            names = names
-                .split_inclusive(|b| *b == 0)
-                .filter(|n| {
-                    let bare = n.strip_suffix(b"\0").unwrap_or(n);
-                    !self.hides_xattr(bare) && !self.refuses_xattr(bare)
-                })
-                .flatten()
-                .copied()
-                .collect();
-        }
-        Ok(names)
+        let acl = self.options().acl;
+        self.with_place(&node, |branch, loc| {
+            let names = loc.xattrs(|x| x.list())?;
+            if branch.format != Format::Overlay && acl {
+                return Ok(names);
+            }
+            let mut shown = Vec::with_capacity(names.len());
+            for stored in xattr::names(&names) {
+                if let Some(name) = shown_name(branch, stored)
+                    && !self.refuses_xattr(&name)
+                {
+                    shown.extend_from_slice(&name);
+                    shown.push(0);
+                }
+            }
+            Ok(shown)
+        })
     }
 
     /// SETXATTR, `flags` as in setxattr(2).
     pub fn setxattr(&self, node: NodeId, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
-        if self.hides_xattr(name) {
+        if self.is_mark(name) {
             return Err(Errno::PERM);
         }
         if self.refuses_xattr(name) {
@@ -76,24 +88,28 @@ impl Union {
         let node = self.node(node)?;
         let _stays = node.change.read();
         self.make_writable(&node)?;
-        self.with_place(&node, |_, loc| {
-            loc.xattrs(|x| x.set(name, value, flags as u32))
+        self.with_place(&node, |branch, loc| {
+            let stored = stored_name(branch, name).ok_or(Errno::PERM)?;
+            loc.xattrs(|x| x.set(&stored, value, flags as u32))
         })
     }
 
     /// REMOVEXATTR.
     pub fn removexattr(&self, node: NodeId, name: &[u8]) -> Result<()> {
-        if self.hides_xattr(name) {
-            return Err(Errno::NODATA);
-        }
         if self.refuses_xattr(name) {
             return Err(Errno::OPNOTSUPP);
         }
         let node = self.node(node)?;
         let _stays = node.change.read();
         // Nothing to remove: nothing is copied up for it.
-        self.with_place(&node, |_, loc| loc.xattrs(|x| x.get(name)))?;
+        self.with_place(&node, |branch, loc| {
+            let stored = stored_name(branch, name).ok_or(Errno::NODATA)?;
+            loc.xattrs(|x| x.get(&stored))
+        })?;
         self.make_writable(&node)?;
-        self.with_place(&node, |_, loc| loc.xattrs(|x| x.remove(name)))
+        self.with_place(&node, |branch, loc| {
+            let stored = stored_name(branch, name).ok_or(Errno::NODATA)?;
+            loc.xattrs(|x| x.remove(&stored))
+        })
     }
 }

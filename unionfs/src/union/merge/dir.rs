@@ -15,7 +15,6 @@ use crate::union::Union;
 use crate::union::copyup::How;
 use crate::union::make_dir::rename_new;
 use crate::union::metadata::list_xattrs;
-use crate::union::xattr::is_mark;
 use crate::whiteout::OPAQUE;
 use rustix::fd::OwnedFd;
 use rustix::fs::AtFlags;
@@ -308,7 +307,7 @@ impl Union {
     fn drop_other_xattrs(&self, from: &Loc, to: &Loc) -> Result<()> {
         let (wanted, there) = (list_xattrs(from)?, list_xattrs(to)?);
         for name in xattr::names(&there) {
-            if xattr::names(&wanted).any(|w| w == name) || is_mark(name) {
+            if xattr::names(&wanted).any(|w| w == name) {
                 continue;
             }
             match to.xattrs(|x| x.remove(name)) {
