@@ -200,6 +200,10 @@ impl Branch {
     /// The overlay format's mark, which does not lie in the directory. False = not possible here.
     pub fn set_opaque_attribute(&self, dir: &OwnedFd) -> bool {
         let target = xattr::Target::dir(dir.as_fd());
+        // It would take the place of the value by which empty files in it are whiteouts.
+        if overlay::holds_whiteouts(&target).unwrap_or(true) {
+            return false;
+        }
         // Root's attribute first; a user namespace may only write the other.
         target.set(TRUSTED_OPAQUE, b"y", 0).is_ok() || target.set(USER_OPAQUE, b"y", 0).is_ok()
     }
