@@ -40,8 +40,8 @@ pub fn credentials(pid: u32) -> Option<Credentials> {
     Some(found)
 }
 
-/// Is anything mounted, where this process sees it, on something called `name`? True if that cannot
-/// be found out.
+/// Is anything mounted, where this process sees it, on something called `name` of a FUSE mount? True
+/// if that cannot be found out.
 pub fn is_mounted_on(pid: u32, name: &[u8]) -> bool {
     let Some(table) = read(pid, "mountinfo") else {
         return true;
@@ -53,10 +53,25 @@ pub fn is_mounted_on(pid: u32, name: &[u8]) -> bool {
             _ => wanted.push(byte),
         }
     }
-    table
-        .split(|b| *b == b'\n')
-        .filter_map(|line| line.split(|b| *b == b' ').nth(4))
-        .any(|place| place.ends_with(&wanted))
+    names_mount(&table, &wanted)
+}
+
+/// Does a mountinfo table have a mount point that ends in `wanted`, on a FUSE mount or one that the
+/// table does not show?
+fn names_mount(table: &[u8], wanted: &[u8]) -> bool {
+    let lines = || table.split(|b| *b == b'\n');
+    let field = |line: &'_ [u8], at| line.split(|b| *b == b' ').nth(at).map(<[u8]>::to_vec);
+    let is_fuse = |id: &[u8]| {
+        let parent = lines().find(|line| field(line, 0).as_deref() == Some(id));
+        parent.is_none_or(|line| {
+            let mut rest = line.split(|b| *b == b' ').skip_while(|f| *f != b"-");
+            rest.nth(1).is_none_or(|kind| kind.starts_with(b"fuse"))
+        })
+    };
+    lines().any(|line| {
+        field(line, 4).is_some_and(|place| place.ends_with(wanted))
+            && field(line, 1).is_none_or(|parent| is_fuse(&parent))
+    })
 }
 
 /// Undoes the escapes of mountinfo (`\040`): proc_pid_mountinfo(5).
@@ -143,12 +158,16 @@ mod tests {
     }
 
     #[test]
-    fn mounts_are_found_by_their_last_name() {
-        let own = std::process::id();
-        assert!(is_mounted_on(own, b"proc"));
-        assert!(!is_mounted_on(own, b"roc"));
-        assert!(!is_mounted_on(own, b"no such mount"));
+    fn mounts_on_fuse_are_found_by_their_last_name() {
+        let table = b"20 1 8:1 / / rw - ext4 /dev/vda rw\n\
+            30 20 0:40 / /mnt/u rw shared:1 - fuse.uaufs uaufs rw\n\
+            31 30 8:1 /x /mnt/u/d/x rw - ext4 /dev/vda rw\n\
+            32 7 8:1 /y /elsewhere/y rw - ext4 /dev/vda rw\n";
+        for (name, found) in [("/x", true), ("/u", false), ("/y", true), ("/d", false)] {
+            assert_eq!(names_mount(table, name.as_bytes()), found, "{name}");
+        }
         assert!(is_mounted_on(u32::MAX, b"x"));
+        assert!(!is_mounted_on(std::process::id(), b"no such mount"));
     }
 
     #[test]
