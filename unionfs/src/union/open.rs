@@ -73,7 +73,7 @@ impl Union {
         self.copy_on_open(&node)?;
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let branch = self.branch(node.inode().0)?;
-        if writes && !branch.writable() && self.read_only() {
+        if writes && !branch.writable() && !self.can_be_copied(branch.id) {
             return Err(Errno::ROFS);
         }
         let below = self.has_data_below(&node)?;
@@ -106,6 +106,13 @@ impl Union {
         }
         node.count_open();
         Ok(opened)
+    }
+
+    /// Is there a writable branch above this one?
+    fn can_be_copied(&self, branch: BranchId) -> bool {
+        let stack = self.stack();
+        let above = stack.branches().iter().take_while(|b| b.id != branch);
+        above.into_iter().any(|b| b.writable())
     }
 
     fn data_stamp(&self, node: &Arc<Node>) -> Result<DataStamp> {
