@@ -16,7 +16,7 @@ use crate::branch::plinks::plink_name;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
 use crate::node::{Layer, Layers, Namespace, Node, Place, Present};
-use crate::spec::DirOpaque;
+use crate::spec::{DirOpaque, Format};
 use crate::sys::Name;
 use crate::sys::stat::stat_at;
 use crate::types::*;
@@ -166,6 +166,9 @@ impl Union {
         }
         let top = self.holder(node.node()?, &source);
         let branch = self.rename_branch(from, top, to, dest.as_ref().map(|d| d.top))?;
+        if let Some(dest) = dest.filter(|_| node.node().is_ok_and(|n| n.kind == Kind::Dir)) {
+            self.refuse_full(to, &dest)?;
+        }
         self.bring_to(node.node()?, &source, from, &branch)?;
         self.make_dir_on(to.dir, branch.id)?;
         if from.dir.id == to.dir.id && from.name == to.name {
@@ -215,6 +218,19 @@ impl Union {
             &branch,
         )?;
         Ok(true)
+    }
+
+    /// ENOTEMPTY for a directory that cannot be replaced, before anything is copied for it.
+    fn refuse_full(&self, at: At<'_>, found: &Present) -> Result<()> {
+        let victim = Held {
+            union: self,
+            node: Some(self.child(at.dir, at.name, found, 0)?.node),
+        };
+        let ns = self.ns_read(victim.node()?, Need::Listing)?;
+        match &ns.index {
+            Some(index) if !index.is_empty() => Err(Errno::NOTEMPTY),
+            _ => Ok(()),
+        }
     }
 
     /// The branch of what a name leads to: the copy, if it is a link of a file that was copied up
@@ -368,7 +384,10 @@ impl Union {
         }
         let below = self.visible_below(to.dir, branch.id, to.name)?;
         // Before the victim is locked: this reads the source's names, and the two are unrelated.
-        let lower = self.plan_lower(node, branch, below)?;
+        // AUFS marks a directory that moves into an opaque one, needed or not.
+        let inside_opaque =
+            node.kind == Kind::Dir && branch.format == Format::Aufs && branch.is_opaque(&to_fd)?;
+        let lower = self.plan_lower(node, branch, below || inside_opaque)?;
         let mut victim_ns = self.lock_victim(victim, from, branch.id)?;
         self.mark_source(node, branch, &lower)?;
         let leaving = match victim {
