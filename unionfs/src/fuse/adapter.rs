@@ -3,6 +3,7 @@
 use super::caps::MAX_IO;
 use super::convert::{absent_attr, errno, file_attr};
 use super::idmap::IdMaps;
+use super::listings::Listings;
 use super::opens::{Grant, LiveOpens};
 use super::plan::{DataPath, IoPlan, Opens};
 use super::session::{IoctlHook, ServeConfig};
@@ -36,6 +37,7 @@ pub(super) struct Adapter {
     stats: Arc<Stats>,
     /// Kept in passthrough mounts only.
     opens: Arc<LiveOpens<BackingId>>,
+    pub(super) listings: Listings,
     /// Held for writing while a file gets privileges, for reading while it is found to have none
     /// and opened. Taken before every other lock.
     privileges: RwLock<()>,
@@ -64,6 +66,7 @@ impl Adapter {
             ioctl: config.ioctl.clone(),
             stats: Arc::clone(&config.stats),
             opens,
+            listings: Listings::default(),
             privileges: RwLock::new(()),
         }
     }

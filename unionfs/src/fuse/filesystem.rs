@@ -480,7 +480,7 @@ impl Filesystem for Adapter {
             |reply, opened| {
                 let cached = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
                 reply.opened(
-                    NO_HANDLE,
+                    self.listings.open(),
                     if opened.keep_cache {
                         cached
                     } else {
@@ -495,19 +495,22 @@ impl Filesystem for Adapter {
         &self,
         _request: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
         self.run(Op::Readdir, || {
+            let end = self.listings.end(fh, offset);
             let listed = self.union.list(node(ino), offset, &mut |entry| {
-                !reply.add(
-                    INodeNo(entry.ino.0),
-                    entry.cookie,
-                    file_type(entry.kind),
-                    OsStr::from_bytes(entry.name),
-                )
+                entry.cookie <= end
+                    && !reply.add(
+                        INodeNo(entry.ino.0),
+                        entry.cookie,
+                        file_type(entry.kind),
+                        OsStr::from_bytes(entry.name),
+                    )
             });
+            self.listings.begun(fh, offset, &self.union, node(ino));
             match listed {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.fail(error),
@@ -520,15 +523,19 @@ impl Filesystem for Adapter {
         &self,
         _request: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
         self.run(Op::Readdirplus, || {
+            let end = self.listings.end(fh, offset);
             // After the directory was read, for that is when it is watched.
             let names = OnceCell::new();
             let listed = self.union.list_plus(node(ino), offset, &mut |plus| {
                 let (entry, found) = (plus.entry, plus.found);
+                if entry.cookie > end {
+                    return false;
+                }
                 let names = names.get_or_init(|| self.entry_lifetime(node(ino)));
                 let lifetime = self.shorter_lifetime(*names, &found.attr);
                 let attr = self.wire_attr(&found.attr);
@@ -542,6 +549,7 @@ impl Filesystem for Adapter {
                     Generation(found.generation),
                 )
             });
+            self.listings.begun(fh, offset, &self.union, node(ino));
             match listed {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.fail(error),
@@ -554,7 +562,7 @@ impl Filesystem for Adapter {
         &self,
         _request: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
@@ -562,6 +570,7 @@ impl Filesystem for Adapter {
             Op::Releasedir,
             reply,
             || {
+                self.listings.close(fh);
                 self.union.release_dir(node(ino));
                 Ok(())
             },

@@ -15,6 +15,7 @@ mod convert;
 mod filesystem;
 pub mod fusermount;
 pub mod idmap;
+mod listings;
 pub mod mount;
 pub mod notify;
 mod opens;

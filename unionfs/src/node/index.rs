@@ -493,6 +493,11 @@ impl Index {
         self.subdirs
     }
 
+    /// Behind the last position that was given to a name.
+    pub fn end(&self) -> u64 {
+        self.next_position
+    }
+
     /// The existing names from `position` on, with their positions.
     pub fn iter_from(
         &self,

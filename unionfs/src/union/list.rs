@@ -65,6 +65,14 @@ impl Union {
         Ok(())
     }
 
+    /// The last cookie of a listing of all names that are known now; `None` if they were not read.
+    pub fn listing_end(&self, node: NodeId) -> Option<u64> {
+        let node = self.nodes.get(node)?;
+        let ns = node.dir()?.ns.read();
+        let end = ns.index.as_ref()?.end();
+        Some(end + FIRST - 1)
+    }
+
     /// READDIRPLUS. An entry that the sink refuses does not count as looked up.
     pub fn list_plus(&self, node: NodeId, cookie: u64, sink: &mut ListPlusSink<'_>) -> Result<()> {
         let node = self.dir_node(node)?;
