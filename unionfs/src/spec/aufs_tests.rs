@@ -325,6 +325,15 @@ fn errors_say_what_would_be_right() {
             "udba=foo: unknown level `foo` (EINVAL): none, reval, reval:SEC or notify".into(),
         ),
         (
+            "br=/a,rdcache=3601",
+            "rdcache=3601: `3601` is not a usable number (EINVAL): a whole number from 0 to 3600"
+                .into(),
+        ),
+        (
+            "br=/a,rdblk=254",
+            "rdblk=254: `254` is not a usable number (EINVAL): def, 0 or at least 255".into(),
+        ),
+        (
             "br=/a,udba",
             "udba: needs a value (EINVAL): `udba=none|reval[:SEC]|notify`".into(),
         ),

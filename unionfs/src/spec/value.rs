@@ -52,6 +52,31 @@ pub(super) fn number(value: &[u8], min: u64, max: u64) -> Result<u64, Problem> {
         })
 }
 
+/// `rdcache`: seconds that a listing is kept. Source: aufs(5).
+pub(super) fn listing_seconds(value: &[u8]) -> Result<u64, Problem> {
+    number(value, 0, 3600)
+}
+
+/// `rdblk`: bytes of a block of a listing, which takes the longest name. Source: aufs(5).
+pub(super) fn listing_block(value: &[u8]) -> Result<u64, Problem> {
+    const LEAST: u64 = 255;
+    match value {
+        b"def" | b"0" => Ok(0),
+        _ => number(value, LEAST, u64::from(u32::MAX)).map_err(|problem| Problem {
+            right: format!("def, 0 or at least {LEAST}"),
+            ..problem
+        }),
+    }
+}
+
+/// `rdhash`: entries of the hash table of a listing. Source: aufs(5).
+pub(super) fn listing_hash(value: &[u8]) -> Result<u64, Problem> {
+    match value {
+        b"def" => Ok(0),
+        _ => number(value, 0, u64::from(u32::MAX)),
+    }
+}
+
 /// Digits and nothing else (`str::parse` would take a sign too).
 fn digits(value: &[u8]) -> Option<u64> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::super::value::{self, Problem};
 use super::super::{MountSetting, Setting, Udba, text};
 use super::{Action, BranchVerb, Group, LayerKey, Meaning, OptionDef, Scope};
-use Action::{Branch, Flag, Ignored, Layer, NoEffect, Toggle, Value};
+use Action::{Branch, Flag, Ignored, Layer, NoEffect, Toggle, Unused, Value};
 use Group::{Accepted, Branches, Data, Ids, Layers, Mount, Union};
 use Scope::{Aufs, Both, Overlay};
 
@@ -124,8 +124,9 @@ pub(super) static OPTIONS: &[OptionDef] = &[
     accepted(Aufs, &["xino"], NoEffect("no effect: inode numbers are stable without a table file")),
     accepted(Both, &["noxino", "notrunc_xino", "notrunc_xib"], Ignored),
     accepted(Aufs, &["trunc_xino", "itrunc_xino", "trunc_xib"], NoEffect("no effect: there is no inode table to truncate")),
-    accepted(Aufs, &["rdcache"], NoEffect("no effect: listings are kept as long as udba allows")),
-    accepted(Aufs, &["rdblk", "rdhash"], NoEffect("no effect: memory for listings is sized by itself")),
+    accepted(Aufs, &["rdcache"], Unused(value::listing_seconds, "no effect: listings are kept as long as udba allows")),
+    accepted(Aufs, &["rdblk"], Unused(value::listing_block, "no effect: memory for listings is sized by itself")),
+    accepted(Aufs, &["rdhash"], Unused(value::listing_hash, "no effect: memory for listings is sized by itself")),
     accepted(Aufs, &["fhsm_sec"], NoEffect("no effect: there is no tiering between branches")),
     accepted(Aufs, &["warn_perm"], NoEffect("no effect: branch roots are not compared")),
     accepted(Aufs, &["nowarn_perm"], Ignored),

@@ -139,6 +139,9 @@ mod tests {
 
     /// What the user is told about an option that does nothing; `None` if nothing is lost by it.
     fn caution(def: &OptionDef) -> Option<&'static str> {
+        if let Action::Unused(_, why) = def.action {
+            return Some(why);
+        }
         let value = matches!(def.action, Action::Value(_)).then_some(&b"on"[..]);
         def.meaning(def.names[0], value).unwrap().caution
     }

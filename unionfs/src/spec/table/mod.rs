@@ -139,6 +139,8 @@ pub(super) enum Action {
     Ignored,
     /// Nothing, and the user is told why.
     NoEffect(&'static str),
+    /// The same, after a look at the value.
+    Unused(fn(&[u8]) -> Result<u64, Problem>, &'static str),
     /// An error that says what to use instead.
     Refused(&'static str),
 }
@@ -179,10 +181,15 @@ impl OptionDef {
             )),
             (Action::Toggle(set), None) => Ok(set(self.names.contains(&name)).into()),
             (Action::Flag(set), None) => Ok(set()),
-            (Action::Value(_), None | Some(b"")) if !self.value.starts_with('[') => {
+            (Action::Value(_) | Action::Unused(..), None | Some(b""))
+                if !self.value.starts_with('[') =>
+            {
                 Err(Problem::new("needs a value", format!("`{}`", self.usage())))
             }
             (Action::Value(read), value) => read(value.unwrap_or_default()),
+            (Action::Unused(check, why), value) => {
+                check(value.unwrap_or_default()).map(|_| Meaning::no_effect(why))
+            }
             (Action::NoEffect(why), _) => Ok(Meaning::no_effect(why)),
             (Action::Refused(instead), _) => Err(Problem::new("is not supported", instead)),
             (Action::Ignored | Action::Branch(_) | Action::Layer(_), _) => Ok(Meaning::NOTHING),
@@ -307,7 +314,8 @@ mod tests {
                 Action::Value(_) | Action::Branch(_) | Action::Layer(_) => {
                     assert!(takes_value, "{}", def.names[0]);
                 }
-                Action::Ignored | Action::NoEffect(_) | Action::Refused(_) => {}
+                Action::Ignored | Action::NoEffect(_) | Action::Unused(..) | Action::Refused(_) => {
+                }
             }
         }
     }
