@@ -517,6 +517,8 @@ def do_op(c, op):
         return c.show(op["what"])
     elif o == "which_branch":     # on which branch(es) does this name really exist?
         return [b for b in c.order if os.path.lexists(os.path.join(c.br[b], op["path"]))]
+    elif o == "tree":             # every entry below, one word each; a branch's bookkeeping is left out
+        return words_of(P(c, op), op.get("want", []))
     elif o == "shared_extents":   # does the file share blocks with another one (reflink)?
         return shares_extents(P(c, op))
     elif o == "spread":           # how many of these names are on each branch
@@ -530,6 +532,26 @@ def do_op(c, op):
     else:
         raise ValueError("unknown op " + o)
     return None
+
+
+def words_of(root, want):
+    """["a=DATA", "big#SIZE", "d/", "s->TARGET", "p|", "k%", "c:MAJOR,MINOR", ...], with fields of stat behind "@"."""
+    out = []
+    for entry in dump(root, {}):
+        name = entry["p"]
+        if name == "." or re.match(r"\.wh\.\.wh\.(aufs|uaufs|plnk|orph)", name):
+            continue
+        kind = entry.get("t")
+        if kind == "f":
+            word = name + ("=" + entry["d"] if "d" in entry else "#%d" % entry["s"])
+        elif kind == "l":
+            word = name + "->" + entry["to"]
+        elif kind in ("c", "b"):
+            word = "%s%s:%d,%d" % (name, kind, *entry["dev"])
+        else:
+            word = name + {"d": "/", "p": "|", "s": "%"}.get(kind, "?")
+        out.append(word + "".join("@%s" % entry[field] for field in want if field != "n" or kind != "d"))
+    return sorted(out)
 
 
 def shares_extents(path):
