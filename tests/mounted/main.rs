@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod fixture;
+mod full;
 mod listing;
 mod open_files;
 mod overlayfs_formats;

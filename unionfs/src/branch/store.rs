@@ -237,11 +237,17 @@ impl Store {
         let temp = self.temp_name();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file = openat(&self.tmp, &*temp, flags, Mode::from_bits_truncate(0o600))?;
-        crate::sys::copy::write_all(&file, raw, 0)?;
-        if durable {
-            rustix::fs::fdatasync(&file)?;
-        }
-        rustix::fs::renameat(&self.tmp, &*temp, dir, name)
+        let written = || -> Result<()> {
+            crate::sys::copy::write_all(&file, raw, 0)?;
+            if durable {
+                rustix::fs::fdatasync(&file)?;
+            }
+            rustix::fs::renameat(&self.tmp, &*temp, dir, name)
+        };
+        written().inspect_err(|_| {
+            // On a full branch nothing may be left that fills it more.
+            let _ = rustix::fs::unlinkat(&self.tmp, &*temp, rustix::fs::AtFlags::empty());
+        })
     }
 
     /// Notes the branches of the mount: path and permission, topmost first.

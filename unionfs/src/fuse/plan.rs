@@ -89,6 +89,10 @@ impl IoPlan {
             IoMode::Auto if !may_passthrough => {
                 (DataPath::PageCache, "no privilege for passthrough")
             }
+            IoMode::Auto if options.move_on_enospc.is_some() => (
+                DataPath::PageCache,
+                "moveonenospc: the daemon must see every write",
+            ),
             IoMode::Auto if copy_on_open => (DataPath::PageCache, "a branch copies up on open"),
             IoMode::Auto if writable != 1 => (
                 DataPath::PageCache,
@@ -155,6 +159,10 @@ fn refuse_conflicts(spec: &MountSpec, copy_on_open: bool) -> Result<(), SetupErr
             "io=direct",
             "needs opens to be answered: open=answered, or io=cache with open=none",
         ),
+        (IoMode::Passthrough, ..) if options.move_on_enospc.is_some() => conflict(
+            "io=passthrough",
+            "the kernel's own writes cannot go on on another branch: io=cache with moveonenospc",
+        ),
         (IoMode::Passthrough, _, true) => conflict(
             "writeback",
             "cannot be combined with io=passthrough: leave one of them out",
@@ -210,7 +218,7 @@ pub fn may_passthrough() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{BranchPerm, BranchSpec, Grammar, MountFlags, Options};
+    use crate::spec::{BranchPerm, BranchSpec, Grammar, MountFlags, Options, SpillPolicy};
 
     fn spec(grammar: Grammar, perms: &[BranchPerm]) -> MountSpec {
         let branch = |&perm| BranchSpec {
@@ -275,6 +283,15 @@ mod tests {
         assert_eq!(choose(&spec, true), (DataPath::Direct, Opens::Answered));
         spec.options.io = IoMode::Passthrough;
         assert_eq!(IoPlan::choose(&spec, false).unwrap().warnings.len(), 1);
+    }
+
+    #[test]
+    fn moving_on_from_a_full_branch_excludes_passthrough() {
+        let mut spec = spec(Grammar::Aufs, &[BranchPerm::RW, BranchPerm::RO]);
+        spec.options.move_on_enospc = Some(SpillPolicy::MostFree);
+        assert_eq!(choose(&spec, true), (DataPath::PageCache, Opens::Answered));
+        spec.options.io = IoMode::Passthrough;
+        assert!(IoPlan::choose(&spec, true).is_err());
     }
 
     #[test]

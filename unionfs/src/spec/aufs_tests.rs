@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::spec::{
-    CopyOnOpen, CopyupPolicy, CreatePolicy, DirOpaque, IoMode, MountSetting, OpenMode, Udba,
+    CopyOnOpen, CopyupPolicy, CreatePolicy, DirOpaque, IoMode, MountSetting, OpenMode, SpillPolicy,
+    Udba,
 };
 use proptest::prelude::*;
 use std::time::Duration;
@@ -142,6 +143,12 @@ fn every_option_that_sets_something() {
         ("volatile", S::Volatile(true)),
         ("fsync=0", S::Volatile(true)),
         ("fsync=1", S::Volatile(false)),
+        ("moveonenospc", S::MoveOnEnospc(Some(SpillPolicy::MostFree))),
+        (
+            "moveonenospc=pmfs",
+            S::MoveOnEnospc(Some(SpillPolicy::ParentMostFree)),
+        ),
+        ("moveonenospc=0", S::MoveOnEnospc(None)),
         ("writeback", S::Writeback(true)),
         ("writeback=0", S::Writeback(false)),
         ("threads=4", S::Threads(4)),
@@ -174,7 +181,7 @@ fn settings_reach_their_fields() {
     let spec = spec(
         "br=/a=rw:/b=rw:/c,udba=notify,create=mfs,cpup=bu,diropq=a,dirwh=7,dirren,dirperm1,noplink,\
          shwh,sum,namelen=255,strict,format=overlay,volatile,io=cache,open=none,writeback,threads=2,\
-         timeout=5,noacl,uidmapping=0:1:1,squash_to_gid=3,nosuid,nodev,noexec,allow_other,fsname=x",
+         timeout=5,noacl,moveonenospc=pmfs,uidmapping=0:1:1,squash_to_gid=3,nosuid,nodev,noexec,allow_other,fsname=x",
     );
     let hold = Duration::from_secs(30);
     let mut expected = Options::defaults(Grammar::Aufs);
@@ -183,6 +190,7 @@ fn settings_reach_their_fields() {
     expected.copyup = CopyupPolicy::BottomUp;
     expected.dir_opaque = DirOpaque::Always;
     expected.dirwh = 7;
+    expected.move_on_enospc = Some(SpillPolicy::ParentMostFree);
     (expected.dir_rename, expected.dirperm1, expected.plink) = (true, true, false);
     (expected.show_whiteouts, expected.sum, expected.strict) = (true, true, true);
     (expected.name_max, expected.format) = (255, Some(Format::Overlay));

@@ -201,6 +201,15 @@ pub enum CopyupPolicy {
     BottomUp,
 }
 
+/// Which branch a file is moved to whose own is full (`moveonenospc=`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpillPolicy {
+    /// `mfs`: the one with most free space.
+    MostFree,
+    /// `pmfs`: the same, but those that hold the directory come first.
+    ParentMostFree,
+}
+
 /// When a new directory is marked opaque (`diropq=`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DirOpaque {
@@ -262,6 +271,8 @@ pub struct Options {
     pub create: CreatePolicy,
     /// `cpup=`
     pub copyup: CopyupPolicy,
+    /// `moveonenospc`: what does not fit on a branch goes to another; `None` = that is an error.
+    pub move_on_enospc: Option<SpillPolicy>,
     /// `diropq=`
     pub dir_opaque: DirOpaque,
     /// `dirren`: directories that live on several branches can be renamed.
@@ -355,6 +366,7 @@ impl Options {
             },
             create: CreatePolicy::TopDownParent,
             copyup: CopyupPolicy::TopDownParent,
+            move_on_enospc: None,
             dir_opaque: DirOpaque::Whiteouted,
             dir_rename: overlay,
             dirperm1: overlay,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{
     CopyupPolicy, CreatePolicy, DirOpaque, Format, IdMap, IoMode, MountFlags, OpenMode, Options,
-    Udba, text, value,
+    SpillPolicy, Udba, text, value,
 };
 
 /// A change of one field of [`Options`] or [`MountFlags`].
@@ -20,6 +20,8 @@ pub enum Setting {
     Create(CreatePolicy),
     /// `cpup=`
     Copyup(CopyupPolicy),
+    /// `moveonenospc`
+    MoveOnEnospc(Option<SpillPolicy>),
     /// `diropq=`
     DirOpaque(DirOpaque),
     /// `dirwh=`
@@ -95,6 +97,7 @@ impl Setting {
             Self::Watches(count) => options.watches = *count,
             Self::Create(policy) => options.create = *policy,
             Self::Copyup(policy) => options.copyup = *policy,
+            Self::MoveOnEnospc(policy) => options.move_on_enospc = *policy,
             Self::DirOpaque(rule) => options.dir_opaque = *rule,
             Self::Dirwh(count) => options.dirwh = *count,
             Self::DirRename(on) => options.dir_rename = *on,
@@ -131,6 +134,8 @@ impl Setting {
             Self::Watches(count) => format!("watches={count}"),
             Self::Create(policy) => format!("create={policy}"),
             Self::Copyup(policy) => format!("cpup={policy}"),
+            Self::MoveOnEnospc(Some(policy)) => format!("moveonenospc={policy}"),
+            Self::MoveOnEnospc(None) => "moveonenospc=0".to_owned(),
             Self::DirOpaque(rule) => format!("diropq={rule}"),
             Self::Dirwh(count) => format!("dirwh={count}"),
             Self::DirRename(on) => toggle("dirren", *on),

@@ -4,7 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use super::{
-    CopyupPolicy, CreatePolicy, DirOpaque, Format, IdMap, IdRange, IoMode, OpenMode, Udba, text,
+    CopyupPolicy, CreatePolicy, DirOpaque, Format, IdMap, IdRange, IoMode, OpenMode, SpillPolicy,
+    Udba, text,
 };
 
 /// A value that was refused: what is wrong with it, and what would be right.
@@ -218,6 +219,16 @@ pub(super) fn copyup_policy(value: &[u8]) -> Result<CopyupPolicy, Problem> {
     }
 }
 
+/// `moveonenospc`, `moveonenospc=`; `true` and `false` as mergerfs(1) writes them.
+pub(super) fn spill_policy(value: &[u8]) -> Result<Option<SpillPolicy>, Problem> {
+    match value {
+        b"" | b"1" | b"true" | b"mfs" => Ok(Some(SpillPolicy::MostFree)),
+        b"pmfs" => Ok(Some(SpillPolicy::ParentMostFree)),
+        b"0" | b"false" => Ok(None),
+        _ => Err(Problem::unknown("policy", value, "mfs, pmfs or 0")),
+    }
+}
+
 /// `diropq=`
 pub(super) fn dir_opaque(value: &[u8]) -> Result<DirOpaque, Problem> {
     match value {
@@ -338,6 +349,15 @@ impl fmt::Display for CopyupPolicy {
             Self::TopDownParent => "tdp",
             Self::BottomUpParent => "bup",
             Self::BottomUp => "bu",
+        })
+    }
+}
+
+impl fmt::Display for SpillPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::MostFree => "mfs",
+            Self::ParentMostFree => "pmfs",
         })
     }
 }
@@ -513,6 +533,16 @@ mod tests {
             copyup_policy(b"bottom-up-parent"),
             Ok(CopyupPolicy::BottomUpParent)
         );
+        for (text, policy) in [
+            ("", Some(SpillPolicy::MostFree)),
+            ("true", Some(SpillPolicy::MostFree)),
+            ("pmfs", Some(SpillPolicy::ParentMostFree)),
+            ("0", None),
+            ("false", None),
+        ] {
+            assert_eq!(spill_policy(text.as_bytes()), Ok(policy), "{text}");
+        }
+        assert!(spill_policy(b"rr").is_err());
     }
 
     proptest! {

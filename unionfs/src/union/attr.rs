@@ -69,10 +69,11 @@ impl Union {
         kill_priv: bool,
     ) -> Result<Attr> {
         let node = self.node(node)?;
-        let _stays = node.change.read();
         if let Some(size) = set.size {
-            self.truncate(&node, size, kill_priv)?;
+            // What it becomes longer by is a hole, which needs no room.
+            self.with_room(&node, 0, || self.truncate(&node, size, kill_priv))?;
         }
+        let _stays = node.change.read();
         if set.mode.is_some()
             || set.uid.is_some()
             || set.gid.is_some()

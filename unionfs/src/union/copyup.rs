@@ -131,19 +131,16 @@ impl Union {
                 return self.complete_data(node, how);
             }
             if node.kind == Kind::Dir {
-                let target = self.copy_up_target(node)?;
-                return self.make_dir_on(node, target);
+                return self.copy_up_where_room_is(node, |target| self.make_dir_on(node, target));
             }
             if let Some(_running) = self.copyups.start(node.id) {
                 if self.branch(node.inode().0)?.writable() {
                     continue;
                 }
-                match self.copy_up_target(node) {
-                    Ok(target) => match self.copy_file(node, target, how) {
-                        Err(_) if self.version() != version => {}
-                        other => return other.map(|_| ()),
-                    },
-                    Err(err) => return Err(err),
+                let copy = |target| self.copy_file(node, target, how).map(drop);
+                match self.copy_up_where_room_is(node, copy) {
+                    Err(_) if self.version() != version => {}
+                    other => return other,
                 }
             } else {
                 self.gate.outside(|| self.copyups.wait_for(node.id));
@@ -152,6 +149,28 @@ impl Union {
                 self.refresh(node);
             }
         }
+    }
+
+    /// Copies a node up to the branch of the policy or, if that is full, to another one above the
+    /// node's own.
+    fn copy_up_where_room_is(
+        &self,
+        node: &Arc<Node>,
+        copy: impl Fn(BranchId) -> Result<()>,
+    ) -> Result<()> {
+        let target = self.copy_up_target(node)?;
+        let home = node.home();
+        let parent = home.parent.filter(|_| home.linked);
+        let within = if node.kind == Kind::Dir {
+            Some(node)
+        } else {
+            parent.as_ref()
+        };
+        let fits = |branch: &Branch| {
+            let seen = within.map_or(Ok(true), |dir| self.reaches(dir, branch))?;
+            Ok(seen && self.is_above(branch.id, home.branch))
+        };
+        self.where_room_is(target, parent.as_deref(), fits, copy)
     }
 
     /// Copies a non-directory to a writable branch above its own; the node is there then. Returns

@@ -2,6 +2,7 @@
 
 use super::Union;
 use super::copyup::{How, file_type};
+use super::spill::says_full;
 use crate::branch::Branch;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
@@ -126,10 +127,27 @@ impl Union {
         let parent = self.dir_node(parent)?;
         self.check_name(name)?;
         let is_dir = matches!(new, New::Dir);
-        let target = self.branch(self.create_target(&parent, name, is_dir)?)?;
-        self.make_dir_on(&parent, target.id)?;
-        let mut ns = self.ns_write(&parent)?;
-        let hidden = match self.resolve(&parent, &ns, name)? {
+        let target = self.create_target(&parent, name, is_dir)?;
+        let fits = |branch: &Branch| self.shows(&parent, branch, name);
+        self.where_room_is(target, Some(&parent), fits, |target| {
+            self.make_at(caller, &parent, name, new, modes, target)
+        })
+    }
+
+    /// Makes it on one branch.
+    fn make_at(
+        &self,
+        caller: &Caller,
+        parent: &Arc<Node>,
+        name: &[u8],
+        new: &New<'_>,
+        modes: Modes,
+        target: BranchId,
+    ) -> Result<Made> {
+        let target = self.branch(target)?;
+        self.make_dir_on(parent, target.id)?;
+        let mut ns = self.ns_write(parent)?;
+        let hidden = match self.resolve(parent, &ns, name)? {
             Found::Present(_) => return Err(Errno::EXIST),
             Found::Whiteout => true,
             Found::Absent => false,
@@ -140,14 +158,14 @@ impl Union {
             // It would be a whiteout. The kernel's overlayfs refuses it with this error too.
             return Err(Errno::PERM);
         }
-        let dir = self.dir_fd_on(&parent, target.id)?;
+        let dir = self.dir_fd_on(parent, target.id)?;
         let file = self.make_on(caller, &target, &dir, name, new, modes, hidden)?;
         let stat = match &file {
             Some(file) => stat_fd(&**file)?,
             None => stat_at(&dir, name)?,
         };
-        let node = self.new_node(&parent, name, &target, &stat);
-        self.index_new(&parent, &mut ns, name, &target, &stat, hidden);
+        let node = self.new_node(parent, name, &target, &stat);
+        self.index_new(parent, &mut ns, name, &target, &stat, hidden);
         let attr = if node.kind == Kind::Dir {
             super::attr::attr_from(node.id, &stat)
         } else {
@@ -291,8 +309,32 @@ impl Union {
             return Err(Errno::PERM);
         }
         self.may_change(&parent)?;
-        let (target, _stays) = self.bring_for_link(&node, &parent, name)?;
-        self.make_dir_on(&parent, target.id)?;
+        match self.link_at(&node, &parent, name, None) {
+            Err(err) if says_full(err) => {
+                let full = node.inode().0;
+                // A link goes up with its file, and nowhere else.
+                let fits = |branch: &Branch| {
+                    let up = self.is_above(branch.id, full);
+                    Ok(up && self.link_branch(&node, &parent, name, Some(branch.id))? == branch.id)
+                };
+                self.elsewhere((err, full), Some(&parent), fits, |target| {
+                    self.link_at(&node, &parent, name, Some(target))
+                })
+            }
+            other => other,
+        }
+    }
+
+    /// Makes a link where it must be, but not below `least`.
+    fn link_at(
+        &self,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        name: &[u8],
+        least: Option<BranchId>,
+    ) -> Result<Entry> {
+        let (target, _stays) = self.bring_for_link(node, parent, name, least)?;
+        self.make_dir_on(parent, target.id)?;
         let source_dir = node.home().parent;
         // Two directory locks, in their order: the source's name must stay until it is linked.
         let _order = source_dir
@@ -300,34 +342,34 @@ impl Union {
             .filter(|s| s.id != parent.id)
             .map(|_| self.rename_lock.lock());
         let _source = match &source_dir {
-            Some(dir) if dir.id != parent.id && first_of(dir, &parent) => {
+            Some(dir) if dir.id != parent.id && first_of(dir, parent) => {
                 Some(dir.dir().ok_or(Errno::STALE)?.ns.read())
             }
             _ => None,
         };
-        let mut ns = self.ns_write(&parent)?;
+        let mut ns = self.ns_write(parent)?;
         let _source_after = match &source_dir {
-            Some(dir) if dir.id != parent.id && !first_of(dir, &parent) => {
+            Some(dir) if dir.id != parent.id && !first_of(dir, parent) => {
                 Some(dir.dir().ok_or(Errno::STALE)?.ns.read())
             }
             _ => None,
         };
-        let hidden = match self.resolve(&parent, &ns, name)? {
+        let hidden = match self.resolve(parent, &ns, name)? {
             Found::Present(_) => return Err(Errno::EXIST),
             Found::Whiteout => true,
             Found::Absent => false,
         };
-        let (branch, source) = self.place_locked(&node)?;
+        let (branch, source) = self.place_locked(node)?;
         if branch.id != target.id {
             return Err(Errno::STALE);
         }
         if node.kind == Kind::Char && target.device_hides(name) && source.stat()?.is_null_device() {
             return Err(Errno::PERM);
         }
-        if !self.shows(&parent, &target, name)? {
+        if !self.shows(parent, &target, name)? {
             return Err(Errno::XDEV);
         }
-        let dir = self.dir_fd_on(&parent, target.id)?;
+        let dir = self.dir_fd_on(parent, target.id)?;
         link_to(&source, &target, &dir, name, hidden)?;
         let stat = stat_at(&dir, name)?;
         node.update_home(|h| {
@@ -341,7 +383,7 @@ impl Union {
         if !node.is_at(parent.id, name) {
             self.names.add(node.id, parent.id, name);
         }
-        self.index_new(&parent, &mut ns, name, &target, &stat, hidden);
+        self.index_new(parent, &mut ns, name, &target, &stat, hidden);
         let (node, _) = self.nodes.get_or_insert(node.id, 1, || {
             Node::new(node.id, node.kind, node.generation, node.home(), None)
         });
@@ -353,16 +395,17 @@ impl Union {
 }
 
 impl Union {
-    /// Brings a file to the branch on which it is to be linked, and keeps it there.
+    /// Brings a file to the branch on which it is to be linked, `least` or higher, and keeps it there.
     fn bring_for_link<'a>(
         &self,
         node: &'a Arc<Node>,
         parent: &Arc<Node>,
         name: &[u8],
+        least: Option<BranchId>,
     ) -> Result<(Arc<Branch>, RwLockReadGuard<'a, ()>)> {
         for _ in 0..RETRIES {
             let stays = node.change.read();
-            let target = self.link_branch(node, parent, name)?;
+            let target = self.link_branch(node, parent, name, least)?;
             if node.inode().0 == target {
                 // Under another name its data would not be found.
                 self.complete_data(node, How::default())?;

@@ -27,15 +27,18 @@ impl Union {
     /// capabilities.
     pub fn write(&self, node: NodeId, offset: u64, data: &[u8], kill_priv: bool) -> Result<usize> {
         let node = self.node(node)?;
-        let _stays = node.change.read();
-        let fd = self.writable_fd(&node)?;
-        if kill_priv {
-            drop_privileges(&fd)?;
-        }
-        match write_all(&*fd, data, offset) {
-            Err(Errno::BADF) => write_all(&*self.reopened(&node, OFlags::WRONLY)?, data, offset)?,
-            other => other?,
-        }
+        self.with_room(&node, data.len() as u64, || {
+            let fd = self.writable_fd(&node)?;
+            if kill_priv {
+                drop_privileges(&fd)?;
+            }
+            match write_all(&*fd, data, offset) {
+                Err(Errno::BADF) => {
+                    write_all(&*self.reopened(&node, OFlags::WRONLY)?, data, offset)
+                }
+                other => other,
+            }
+        })?;
         Ok(data.len())
     }
 
@@ -44,7 +47,8 @@ impl Union {
         self.data_fd(node)
     }
 
-    /// Changes the length. Of a lower file no more is copied than what is kept.
+    /// Changes the length. Of a lower file no more is copied than what is kept. The caller holds the
+    /// node's `change`.
     pub(super) fn truncate(&self, node: &Arc<Node>, size: u64, kill_priv: bool) -> Result<()> {
         if node.kind != Kind::File {
             return Err(if node.kind == Kind::Dir {
@@ -100,14 +104,11 @@ impl Union {
     /// FALLOCATE, `mode` as in fallocate(2).
     pub fn fallocate(&self, node: NodeId, offset: u64, length: u64, mode: i32) -> Result<()> {
         let node = self.node(node)?;
-        let _stays = node.change.read();
-        let fd = self.writable_fd(&node)?;
-        rustix::fs::fallocate(
-            &*fd,
-            FallocateFlags::from_bits_retain(mode as u32),
-            offset,
-            length,
-        )
+        let flags = FallocateFlags::from_bits_retain(mode as u32);
+        self.with_room(&node, length, || {
+            let fd = self.writable_fd(&node)?;
+            rustix::fs::fallocate(&*fd, flags, offset, length)
+        })
     }
 
     /// LSEEK with SEEK_DATA or SEEK_HOLE.
@@ -132,15 +133,16 @@ impl Union {
         length: u64,
     ) -> Result<usize> {
         let target = self.node(to.0)?;
-        let _stays = target.change.read();
-        let target = self.writable_fd(&target)?;
-        // After the copy-up: source and target may be one file.
-        let source = self.data_fd(&self.node(from.0)?)?;
-        let (mut read_at, mut write_at) = (from.1, to.1);
         let want = length.min(COPY_MAX) as usize;
-        let copied = self.gate.outside(|| {
-            let (from, to) = (Some(&mut read_at), Some(&mut write_at));
-            rustix::fs::copy_file_range(&*source, from, &*target, to, want)
+        let copied = self.with_room(&target, want as u64, || {
+            let target = self.writable_fd(&target)?;
+            // After the copy-up: source and target may be one file.
+            let source = self.data_fd(&self.node(from.0)?)?;
+            let (mut read_at, mut write_at) = (from.1, to.1);
+            self.gate.outside(|| {
+                let (from, to) = (Some(&mut read_at), Some(&mut write_at));
+                rustix::fs::copy_file_range(&*source, from, &*target, to, want)
+            })
         });
         match copied {
             // The kernel then reads and writes itself.

@@ -46,11 +46,16 @@ fn fixed_at_mount(setting: &Setting) -> Option<&'static str> {
         | Setting::Sum(_)
         | Setting::NameMax(_)
         | Setting::Volatile(_)
+        | Setting::MoveOnEnospc(None)
         | Setting::Timeout(_) => None,
         Setting::Dirperm1(false) => Some("the kernel lets in whom the topmost directory lets in"),
         Setting::ShowWhiteouts(_) | Setting::Strict(_) => Some("the names were read without it"),
         Setting::Format(_) => Some("the format of a branch is chosen when it is opened"),
-        Setting::Io(_) | Setting::Open(_) | Setting::Writeback(_) => {
+        // The kernel may be writing some files by itself.
+        Setting::Io(_)
+        | Setting::Open(_)
+        | Setting::Writeback(_)
+        | Setting::MoveOnEnospc(Some(_)) => {
             Some("how files are opened and read was agreed with the kernel")
         }
         Setting::Acl(_) => Some("who enforces ACLs was agreed with the kernel"),
@@ -79,7 +84,14 @@ mod tests {
                 other => panic!("{option}: {other:?}"),
             }
         };
-        for option in ["udba=none", "create=rr", "cpup=bu", "diropq=always", "sum"] {
+        for option in [
+            "udba=none",
+            "create=rr",
+            "cpup=bu",
+            "diropq=always",
+            "sum",
+            "moveonenospc=0",
+        ] {
             assert!(!fixed(option), "{option}");
         }
         for option in [
@@ -90,6 +102,7 @@ mod tests {
             "nodirperm1",
             "shwh",
             "strict",
+            "moveonenospc",
         ] {
             assert!(fixed(option), "{option}");
         }

@@ -37,6 +37,7 @@ mod refresh;
 mod remove;
 mod rename;
 mod setup;
+mod spill;
 mod visible;
 mod watch;
 mod watcher;

@@ -39,7 +39,10 @@ impl Union {
             };
             let copied = match node.kind {
                 Kind::Dir => self.make_dir_on(node, target),
-                _ if branch.writable() => self.move_up(node, &branch, target),
+                _ if branch.writable() => {
+                    let gives = branch.perm.copy_on_open == CopyOnOpen::Move;
+                    self.move_up(node, &branch, target, gives)
+                }
                 _ => self
                     .copying(node, || self.copy_file_unless_moved(node, &branch, target))
                     .map(|_| ()),
@@ -87,10 +90,17 @@ impl Union {
         self.copy_file_to(node, target).map(|(_, stat)| Some(stat))
     }
 
-    /// From one writable branch to another: changes of the file wait meanwhile.
+    /// From one writable branch to another: changes of the file wait meanwhile. `gives`: the lower
+    /// one loses it.
     ///
     /// A file with several names stays where it is: its other names would go on to the old data.
-    fn move_up(&self, node: &Arc<Node>, from: &Arc<Branch>, target: BranchId) -> Result<()> {
+    pub(super) fn move_up(
+        &self,
+        node: &Arc<Node>,
+        from: &Arc<Branch>,
+        target: BranchId,
+        gives: bool,
+    ) -> Result<()> {
         let _nobody_changes = node.change.write();
         if !matches!(node.home().place, Place::Named) || self.links.plink(node.id).is_some() {
             return Ok(());
@@ -100,7 +110,7 @@ impl Union {
         }
         let copied = self.copying(node, || self.copy_file_unless_moved(node, from, target))?;
         if let Some(Some(original)) = copied
-            && from.perm.copy_on_open == CopyOnOpen::Move
+            && gives
             && let Err(err) = self.remove_original(node, from, target, &original)
         {
             log::warn!(

@@ -4,6 +4,7 @@
 use super::Union;
 use super::namespace::Need;
 use super::rename::At;
+use super::spill::Room;
 use crate::branch::Branch;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
@@ -196,12 +197,14 @@ impl Union {
     }
 
     /// The writable branch on which a link of a file is made: its own if it is writable, else where
-    /// it is copied to; higher still if something would hide the new name there.
+    /// it is copied to; higher still if something would hide the new name there, and not below
+    /// `least`.
     pub(super) fn link_branch(
         &self,
         node: &Arc<Node>,
         parent: &Arc<Node>,
         name: &[u8],
+        least: Option<BranchId>,
     ) -> Result<BranchId> {
         let stack = self.stack();
         let home = node.home();
@@ -211,7 +214,10 @@ impl Union {
         } else {
             self.copy_up_target(node)?
         };
-        let start = position(&stack, first).ok_or(Errno::STALE)?;
+        let mut start = position(&stack, first).ok_or(Errno::STALE)?;
+        if let Some(least) = least {
+            start = start.min(position(&stack, least).ok_or(Errno::STALE)?);
+        }
         let named = home.parent.filter(|_| home.linked);
         self.nearest(&stack, start, |b| {
             let source_fits = match &named {
@@ -237,7 +243,8 @@ impl Union {
         Err(Errno::ROFS)
     }
 
-    /// Bytes free on the writable branches, by position; as old as `hold` at most.
+    /// Bytes free on the writable branches, by position; as old as `hold` at most. None where there
+    /// are no inodes left to use them.
     fn free_space(&self, stack: &Stack, hold: Duration) -> Result<SmallVec<[u64; 16]>> {
         let known = |free: &FreeSpace, id| free.bytes.iter().find(|(b, _)| *b == id).map(|e| e.1);
         let writable = || stack.branches().iter().filter(|b| b.writable());
@@ -262,8 +269,8 @@ impl Union {
             let free = match seen {
                 Some((_, free)) => *free,
                 None => {
-                    let fs = rustix::fs::fstatvfs(&branch.root)?;
-                    let free = fs.f_bavail.saturating_mul(fs.f_frsize);
+                    let room = Room::of(branch)?;
+                    let free = if room.no_inodes { 0 } else { room.bytes };
                     filesystems.push((branch.dev, free));
                     free
                 }

@@ -16,7 +16,8 @@ impl Union {
         Ok(!self.hidden_above(dir, branch, name)? && self.reaches(dir, branch)?)
     }
 
-    /// Is `dir` on `branch` part of the union's directory, or would it be if it was made there?
+    /// Is `dir` on `branch` part of the union's directory, or would it be if it was made there? The
+    /// caller holds no directory lock, unless it knows that `dir` is there.
     pub(super) fn reaches(&self, dir: &Arc<Node>, branch: &Branch) -> Result<bool> {
         let mut dir = dir.clone();
         while dir.layer_on(branch.id).is_none() {
@@ -29,11 +30,14 @@ impl Union {
                 return Ok(true);
             }
             let parent = home.parent.ok_or(Errno::STALE)?;
-            // What is there under this name now contributes nothing.
-            if self.hidden_above(&parent, branch, &home.name)?
-                || self.occupied(&parent, branch.id, &home.name)?
-            {
+            if self.hidden_above(&parent, branch, &home.name)? {
                 return Ok(false);
+            }
+            // What is there under this name contributes nothing, unless it is the directory itself,
+            // which somebody has just made there.
+            if self.occupied(&parent, branch.id, &home.name)? {
+                let _made = parent.dir().ok_or(Errno::STALE)?.ns.read();
+                return Ok(dir.layer_on(branch.id).is_some());
             }
             dir = parent;
         }

@@ -74,6 +74,7 @@ pub(super) static OPTIONS: &[OptionDef] = &[
     def(Union, Both, &["watches"], "=N", Value(watches), "udba=notify: most directories watched at a time"),
     def(Union, Both, &["create", "create_policy"], "=POLICY", Value(|v| set(value::create_policy(v), Setting::Create)), "branch of new entries: tdp rr mfs tdmfs pmfs ..."),
     def(Union, Both, &["cpup", "copyup", "copyup_policy"], "=tdp|bup|bu", Value(|v| set(value::copyup_policy(v), Setting::Copyup)), "branch of copied-up files"),
+    def(Union, Both, &["moveonenospc"], "[=mfs|pmfs|0]", Value(|v| set(value::spill_policy(v), Setting::MoveOnEnospc)), "a full branch: go on writing on another one"),
     def(Union, Both, &["diropq"], "=whiteouted|always", Value(|v| set(value::dir_opaque(v), Setting::DirOpaque)), "which new directories are marked opaque"),
     def(Union, Both, &["dirwh"], "=N", Value(dirwh), "remove directories with more whiteouts later"),
     def(Union, Both, &["dirren"], "", Toggle(Setting::DirRename), "rename directories that lie on several branches"),

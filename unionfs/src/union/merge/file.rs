@@ -129,8 +129,9 @@ impl Union {
         }
         if !way.overwrite
             && let Some(layer) = parent.layer_on(way.to.id)
-            && stat_at(self.dir_fd(parent, &layer)?, name)
-                .is_ok_and(|s| !way.to.is_whiteout_device(&s, name))
+            && let Ok(lower) = stat_at(self.dir_fd(parent, &layer)?, name)
+            && !way.to.is_whiteout_device(&lower, name)
+            && !(way.own_copy && self.inos.number(&lower) == node.id)
         {
             return left(Reason::Exists);
         }

@@ -42,6 +42,9 @@ pub struct MoveDown {
     pub to: Option<BranchId>,
     /// A file of that name there is replaced.
     pub overwrite: bool,
+    /// A copy of this very file there is replaced: one that an interrupted move has left, or from
+    /// which it was brought up.
+    pub own_copy: bool,
     /// The upper one stays.
     pub keep_upper: bool,
     /// Nothing is changed.
@@ -182,6 +185,8 @@ struct Way {
     options: MergeOptions,
     /// A file below is replaced.
     overwrite: bool,
+    /// A file below is replaced if it is a copy of the one that is moved.
+    own_copy: bool,
     /// The upper one stays.
     keep_upper: bool,
     /// Directories that were moved out of sight on the lower branch: emptied when no lock is held.
@@ -240,6 +245,7 @@ impl Union {
             to: below.clone(),
             options,
             overwrite: true,
+            own_copy: true,
             keep_upper: false,
             trash: Mutex::default(),
         })
@@ -252,7 +258,17 @@ impl Union {
     pub fn move_down(&self, parent: NodeId, name: &[u8], how: MoveDown) -> Result<Outcome> {
         let parent = self.dir_node(parent)?;
         self.check_name(name)?;
-        let found = self.find(&parent, name)?;
+        self.move_down_from(&parent, name, how)
+    }
+
+    /// As [`Self::move_down`].
+    pub(super) fn move_down_from(
+        &self,
+        parent: &Arc<Node>,
+        name: &[u8],
+        how: MoveDown,
+    ) -> Result<Outcome> {
+        let found = self.find(parent, name)?;
         if found.kind == Kind::Dir {
             return Ok(Outcome::Left(Reason::Directory));
         }
@@ -277,11 +293,12 @@ impl Union {
             ..MergeOptions::default()
         };
         let mut way = self.way(from, to, options)?;
-        (way.overwrite, way.keep_upper) = (how.overwrite, how.keep_upper);
-        if let Some(reason) = self.bring_dirs(&way, &parent)? {
+        (way.overwrite, way.own_copy, way.keep_upper) =
+            (how.overwrite, how.own_copy, how.keep_upper);
+        if let Some(reason) = self.bring_dirs(&way, parent)? {
             return Ok(Outcome::Left(reason));
         }
-        self.move_file(&way, &parent, name)
+        self.move_file(&way, parent, name)
     }
 
     /// Makes sure that a directory and those above it are on the lower branch, without giving up
