@@ -442,3 +442,78 @@ fn attributes_of_an_overlay_inside_are_the_users() {
         same(&shown, &shot(&w.path("m")));
     });
 }
+
+#[test]
+fn layers_of_overlayfs_are_branches_among_others() {
+    let Some(w) = World::new() else { return };
+    if !make_metacopies(&w) {
+        return;
+    }
+    sh(
+        &w,
+        "up2",
+        "setfattr -n user.overlay.overlay.inner -v 1 newer",
+    );
+    let lower = options(&w, &["up2", "up1", "low"], None);
+    let shown = {
+        let Some(_k) = kernel(&w, &format!("ro,{lower},{ALL_MARKS}")) else {
+            return;
+        };
+        shot(&w.path("k"))
+    };
+    // What the kernel takes for an ordinary attribute is another overlay's here.
+    let name = |shot: &BTreeMap<String, String>| {
+        let mut shot = shot.clone();
+        for said in shot.values_mut() {
+            *said = said.replace("user.overlay.overlay.inner", "user.overlay.inner");
+        }
+        shot
+    };
+    let shown = name(&shown);
+    for branches in [
+        "br=up2=ro+wh+overlay:up1=ro+wh+overlay:low=ro",
+        "br=up2=ro+wh:up1=ro+wh:low=ro,format=auto",
+        "br=up2=ro+wh+auto:up1=ro+wh+overlay:low=ro+aufs,format=aufs",
+    ] {
+        w.mounted(branches, || same(&shown, &shot(&w.path("m"))));
+    }
+    w.mounted("br=up2=ro+wh:up1=ro+wh:low=ro", || {
+        assert!(
+            w.path("m/renamed").exists(),
+            "AUFS's format unless it is said"
+        );
+    });
+    // Below a branch in the AUFS format, with whiteouts of its own form.
+    w.put("mid/.wh.newer", "");
+    w.mkdir("rw", 0o755);
+    let all = "br=rw=rw:mid=ro+wh:up2=ro+wh:up1=ro+wh:low=ro,format=auto,dirren";
+    w.mounted(all, || {
+        let mut expected = shown.clone();
+        expected.remove("newer");
+        same(&expected, &shot(&w.path("m")));
+        let list = Command::new(super::fixture::program())
+            .args(["ctl", "m", "list"])
+            .current_dir(w.path(""))
+            .output();
+        let list = text(&list.unwrap());
+        let of = |branch: &str| {
+            let line = list.lines().find(|l| l.ends_with(&format!("/{branch}")));
+            line.unwrap().split_whitespace().nth(2).unwrap().to_owned()
+        };
+        assert_eq!(
+            ["rw", "mid", "up1", "low"].map(of),
+            ["rw+aufs", "ro+wh+aufs", "ro+wh+overlay", "ro+aufs"]
+        );
+        sh(
+            &w,
+            "m",
+            "chmod 604 twice; rm same; touch -h -d 2001-02-03 twice",
+        );
+        assert!(w.path("rw/.wh.same").exists() && !lacks_data(&w.path("rw/twice")));
+    });
+    // The format of a writable branch is what its books say, whatever lies in it.
+    sh(&w, "rw", "mknod null c 0 0");
+    w.mounted(all, || {
+        assert!(w.path("m/null").exists() && !w.path("m/same").exists())
+    });
+}

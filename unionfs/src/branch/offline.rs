@@ -63,6 +63,29 @@ fn own_books(path: &Path, root: &OwnedFd) -> std::result::Result<Own, SetupError
     Ok((own, recorded))
 }
 
+/// The format that the bookkeeping in the work directory, or else on the branch, records.
+///
+/// # Errors
+/// Those of reading it.
+pub fn recorded_in(
+    path: &Path,
+    root: &OwnedFd,
+    work: Option<&OwnedFd>,
+) -> std::result::Result<Option<Format>, SetupError> {
+    let read = |errno| path_error(path, errno, CANNOT_READ_BOOKS);
+    let home = match work {
+        Some(work) => existing(work.as_fd(), WORK_STORE),
+        None => existing(root.as_fd(), STORE_DIR),
+    };
+    match home {
+        Ok(Some(books)) => recorded_format(&books).map_err(read),
+        Ok(None) => Ok(None),
+        // A plain user's mount on a branch that was somebody else's: by its marks.
+        Err(Errno::ACCESS) => Ok(None),
+        Err(err) => Err(read(err)),
+    }
+}
+
 fn format_by_marks(path: &Path, root: &OwnedFd) -> std::result::Result<Format, SetupError> {
     let found = super::detect::in_tree(root)
         .map_err(|errno| path_error(path, errno, "cannot read the branch"))?;

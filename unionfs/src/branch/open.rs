@@ -2,10 +2,11 @@
 
 use super::Branch;
 use super::log::Recovered;
+use super::offline;
 use super::store::Store;
 use crate::errno::Errno;
 use crate::setup::SetupError;
-use crate::spec::{BranchPerm, BranchSpec, Format, Grammar};
+use crate::spec::{BranchPerm, BranchSpec, Format, FormatWord, Grammar};
 use crate::sys::clone_tree::private_clone;
 use crate::sys::loc::open_beneath;
 use crate::sys::loc::open_listing;
@@ -211,6 +212,16 @@ pub fn open_again<'a>(
     fd: OwnedFd,
     others: impl Iterator<Item = &'a Arc<Branch>>,
 ) -> Result<Arc<Branch>, SetupError> {
+    if let Some(FormatWord::Fixed(format)) = perm.format
+        && format != old.format
+    {
+        let what = "is in another format: take the branch out, convert it and add it again";
+        return Err(path_error(&old.path, Errno::INVAL, what));
+    }
+    let perm = BranchPerm {
+        format: perm.format.and(Some(FormatWord::Fixed(old.format))),
+        ..perm
+    };
     if perm.writable() == old.perm.writable() {
         return Ok(Arc::new(Branch {
             id: old.id,
@@ -268,8 +279,16 @@ fn open_one(
         Format::Aufs
     };
     refuse_half_converted(&c)?;
-    let format = c.spec.format.unwrap_or(default);
     let writable = c.spec.perm.writable();
+    let default = c.spec.format.unwrap_or(default);
+    let mut perm = c.spec.perm;
+    let format = match perm.format {
+        None => default,
+        Some(FormatWord::Fixed(format)) => format,
+        Some(FormatWord::Auto) => format_as_found(&c)?.unwrap_or(default),
+    };
+    // What was found is what a listing tells.
+    perm.format = perm.format.and(Some(FormatWord::Fixed(format)));
     // A rename cannot cross from one mount to another, not even to a clone: a branch whose work
     // directory lies elsewhere is used through the mount that both are on.
     let (root, is_clone) = match &c.spec.workdir {
@@ -301,7 +320,7 @@ fn open_one(
     let branch = Branch {
         id,
         path: c.real_path,
-        perm: c.spec.perm,
+        perm,
         format,
         root: Arc::new(root),
         dev: stat.dev,
@@ -312,6 +331,23 @@ fn open_one(
         store,
     };
     Ok((Arc::new(branch), recovered))
+}
+
+/// The format that the bookkeeping of a branch records; of a readonly branch, else that of its marks.
+fn format_as_found(c: &Candidate) -> Result<Option<Format>, SetupError> {
+    let path = &c.spec.path;
+    let root = open_listing(&c.fd).map_err(|e| path_error(path, e, "cannot read the branch"))?;
+    let work = match &c.spec.workdir {
+        Some(path) => Some(open_work(path, c)?),
+        None => None,
+    };
+    if let Some(format) = offline::recorded_in(path, &root, work.as_ref())? {
+        return Ok(Some(format));
+    }
+    if c.spec.perm.writable() {
+        return Ok(None);
+    }
+    super::detect::in_tree(&root).map_err(|errno| path_error(path, errno, "cannot read the branch"))
 }
 
 /// A branch of which some names are in one format and some in another.

@@ -12,7 +12,8 @@ use super::parse::{Unknown, refuse, refuse_value, settings, unknown_option};
 use super::table::{self, Action, BranchVerb};
 use super::text::{self, Token};
 use super::{
-    BranchPerm, BranchSpec, Format, Grammar, MountFlags, MountSpec, Options, Setting, perm, value,
+    BranchPerm, BranchSpec, Format, FormatWord, Grammar, MountFlags, MountSpec, Options, Setting,
+    perm, value,
 };
 use crate::setup::SetupError;
 
@@ -87,18 +88,18 @@ impl NewBranch {
     /// The branch at its place. Without a permission word, the top of a union that is not mounted
     /// readonly is `rw`, and everything else is `ro`.
     ///
-    /// `format` is the one asked for writable branches ([`Options::format`]).
-    pub fn at(&self, index: usize, read_only: bool, format: Option<Format>) -> BranchSpec {
+    /// `format`: see [`Options::format`].
+    pub fn at(&self, index: usize, read_only: bool, format: Option<FormatWord>) -> BranchSpec {
         let default = if index == 0 && !read_only {
             BranchPerm::RW
         } else {
             BranchPerm::RO
         };
-        let perm = self.perm.unwrap_or(default);
+        let (perm, format) = formatted(self.perm.unwrap_or(default), format);
         BranchSpec {
             path: self.path.clone(),
             perm,
-            format: format.filter(|_| perm.writable()),
+            format,
             workdir: None,
         }
     }
@@ -158,8 +159,7 @@ impl Change {
             Self::Mod { path, perm } => {
                 let index = self.position(spec, path)?;
                 let branch = &mut spec.branches[index];
-                branch.perm = *perm;
-                branch.format = spec.options.format.filter(|_| perm.writable());
+                (branch.perm, branch.format) = formatted(*perm, spec.options.format);
                 Ok(())
             }
             Self::Set(_) => Ok(()),
@@ -325,6 +325,17 @@ fn branch_changes(
     };
     parsed.changes.push(change);
     Ok(())
+}
+
+/// The permission and format of a branch where [`Options::format`] is this.
+fn formatted(perm: BranchPerm, format: Option<FormatWord>) -> (BranchPerm, Option<Format>) {
+    let guessed = format.filter(|word| *word == FormatWord::Auto);
+    let fixed = format.and_then(FormatWord::fixed);
+    let perm = BranchPerm {
+        format: perm.format.or(guessed),
+        ..perm
+    };
+    (perm, fixed.filter(|_| perm.writable()))
 }
 
 /// The path of a branch; `whole` is what a message shows.

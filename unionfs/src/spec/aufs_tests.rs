@@ -134,8 +134,12 @@ fn every_option_that_sets_something() {
         ("namelen=255", S::NameMax(255)),
         ("strict", S::Strict(true)),
         ("nostrict", S::Strict(false)),
-        ("format=overlay", S::Format(Format::Overlay)),
-        ("format=aufs", S::Format(Format::Aufs)),
+        (
+            "format=overlay",
+            S::Format(FormatWord::Fixed(Format::Overlay)),
+        ),
+        ("format=aufs", S::Format(FormatWord::Fixed(Format::Aufs))),
+        ("format=auto", S::Format(FormatWord::Auto)),
         ("io=passthrough", S::Io(IoMode::Passthrough)),
         ("io=direct", S::Io(IoMode::Direct)),
         ("open=answered", S::Open(OpenMode::Answered)),
@@ -193,7 +197,7 @@ fn settings_reach_their_fields() {
     expected.move_on_enospc = Some(SpillPolicy::ParentMostFree);
     (expected.dir_rename, expected.dirperm1, expected.plink) = (true, true, false);
     (expected.show_whiteouts, expected.sum, expected.strict) = (true, true, true);
-    (expected.name_max, expected.format) = (255, Some(Format::Overlay));
+    (expected.name_max, expected.format) = (255, Some(FormatWord::Fixed(Format::Overlay)));
     (expected.volatile, expected.writeback, expected.acl) = (true, true, false);
     (expected.io, expected.open) = (IoMode::Cache, OpenMode::None);
     (expected.threads, expected.timeout) = (Some(2), Some(Duration::from_secs(5)));
@@ -325,7 +329,7 @@ fn errors_say_what_would_be_right() {
         (
             "br=/a=rw:/b=ro+what",
             "/b=ro+what: unknown branch attribute `+what` (EINVAL): wh, nolwh, coo_reg, coo_all, \
-             moo, fhsm or icex[sec|sys|tr|usr|oth]"
+             moo, fhsm, icex[sec|sys|tr|usr|oth], aufs|overlay|auto"
                 .into(),
         ),
         (

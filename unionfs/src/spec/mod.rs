@@ -87,6 +87,8 @@ pub struct BranchPerm {
     pub fhsm: bool,
     /// `+icex*`.
     pub ignore_xattr: IgnoreXattr,
+    /// `+aufs`, `+overlay`, `+auto`: the format of its marks; `None` = as elsewhere said.
+    pub format: Option<FormatWord>,
 }
 
 impl BranchPerm {
@@ -98,6 +100,7 @@ impl BranchPerm {
         copy_on_open: CopyOnOpen::Never,
         fhsm: false,
         ignore_xattr: IgnoreXattr::empty(),
+        format: None,
     };
     /// `ro`
     pub const RO: Self = Self {
@@ -126,6 +129,34 @@ pub enum Format {
     Overlay,
 }
 
+/// What is said of the format of a branch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FormatWord {
+    /// This one.
+    Fixed(Format),
+    /// What its bookkeeping says; of a readonly branch, else what its marks say.
+    Auto,
+}
+
+impl FormatWord {
+    /// The format, if it is said.
+    pub fn fixed(self) -> Option<Format> {
+        match self {
+            Self::Fixed(format) => Some(format),
+            Self::Auto => None,
+        }
+    }
+
+    /// As it is written.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Fixed(Format::Aufs) => "aufs",
+            Self::Fixed(Format::Overlay) => "overlay",
+            Self::Auto => "auto",
+        }
+    }
+}
+
 /// One member directory of the union.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BranchSpec {
@@ -133,7 +164,7 @@ pub struct BranchSpec {
     pub path: PathBuf,
     /// Permission and attributes.
     pub perm: BranchPerm,
-    /// On-disk format; `None` = the grammar's default.
+    /// On-disk format unless the permission has a word on it; `None` = the grammar's default.
     pub format: Option<Format>,
     /// Overlay grammar: the directory for work in progress on the same filesystem.
     pub workdir: Option<PathBuf>,
@@ -287,8 +318,8 @@ pub struct Options {
     pub sum: bool,
     /// `dirwh=`: a directory with more whiteouts than this is removed in the background.
     pub dirwh: u32,
-    /// `format=`: on-disk format of writable branches; `None` = the grammar's.
-    pub format: Option<Format>,
+    /// `format=`: on-disk format of writable branches, or (`auto`) of all; `None` = the grammar's.
+    pub format: Option<FormatWord>,
     /// `namelen=`: longest name accepted (242 for AUFS, up to 255).
     pub name_max: u16,
     /// `strict`: a whiteout beside a real entry, or one that is no regular file, is EIO (AUFS); else the entry wins.

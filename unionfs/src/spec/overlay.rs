@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use super::parse::{refuse, settings, unknown_option};
 use super::table::{self, Action, LayerKey};
 use super::text::{self, Token};
-use super::{BranchPerm, BranchSpec, Format, Grammar, MountFlags, MountSpec, Options};
+use super::{BranchPerm, BranchSpec, Format, FormatWord, Grammar, MountFlags, MountSpec, Options};
 use crate::setup::SetupError;
 
 /// The directories of the union. An option given twice counts the last time.
@@ -85,7 +85,7 @@ impl Layers {
         Ok(())
     }
 
-    fn branches(self, format: Option<Format>) -> Result<Vec<BranchSpec>, SetupError> {
+    fn branches(self, format: Option<FormatWord>) -> Result<Vec<BranchSpec>, SetupError> {
         if self.lower.is_empty() {
             return Err(refuse(
                 b"lowerdir",
@@ -101,15 +101,21 @@ impl Layers {
                 "workdir=W, an empty directory on the filesystem of upperdir",
             ));
         }
+        let guessed = format.filter(|word| *word == FormatWord::Auto);
+        let perm = |perm: BranchPerm| BranchPerm {
+            format: guessed,
+            ..perm
+        };
+        let fixed = format.and_then(FormatWord::fixed);
         let upper = self.upper.map(|path| BranchSpec {
             path,
-            perm: BranchPerm::RW,
-            format: Some(format.unwrap_or(Format::Overlay)),
+            perm: perm(BranchPerm::RW),
+            format: Some(fixed.unwrap_or(Format::Overlay)),
             workdir: self.work,
         });
         let lower = self.lower.into_iter().map(|path| BranchSpec {
             path,
-            perm: BranchPerm::RO_WH,
+            perm: perm(BranchPerm::RO_WH),
             format: Some(Format::Overlay),
             workdir: None,
         });
@@ -249,6 +255,12 @@ mod tests {
             Udba::Reval(Duration::from_secs(2))
         );
         assert_eq!(with("format=aufs").branches[0].format, Some(Format::Aufs));
+        assert!(
+            with("format=auto")
+                .branches
+                .iter()
+                .all(|branch| branch.perm.format == Some(FormatWord::Auto))
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::fmt;
 
 use super::value::Problem;
-use super::{Access, BranchPerm, CopyOnOpen, IgnoreXattr, text};
+use super::{Access, BranchPerm, CopyOnOpen, Format, FormatWord, IgnoreXattr, text};
 
 /// What a user may write after the permission word.
 const RIGHT: &str =
@@ -20,6 +20,13 @@ const IGNORE_XATTR: [(&str, IgnoreXattr); 5] = [
     ("icextr", IgnoreXattr::TRUSTED),
     ("icexusr", IgnoreXattr::USER),
     ("icexoth", IgnoreXattr::OTHER),
+];
+
+/// The attributes that say the format of a branch's marks.
+const FORMATS: [FormatWord; 3] = [
+    FormatWord::Fixed(Format::Aufs),
+    FormatWord::Fixed(Format::Overlay),
+    FormatWord::Auto,
 ];
 
 /// Reads `rw`, `ro+wh`, ... . Attributes that do not fit the word are dropped, as AUFS does, and
@@ -64,20 +71,29 @@ fn add_attribute(perm: &mut BranchPerm, word: &[u8]) -> Result<Option<&'static s
         b"fhsm" => perm.fhsm = true,
         b"unpin" => return Ok(Some("branches are not pinned")),
         b"icex" => perm.ignore_xattr = IgnoreXattr::all(),
-        _ => match IGNORE_XATTR
-            .iter()
-            .find(|(name, _)| name.as_bytes() == word)
-        {
-            Some(&(_, class)) => perm.ignore_xattr |= class,
-            None => {
-                return Err(Problem::new(
-                    format!("unknown branch attribute `+{}`", text::shown(word)),
-                    "wh, nolwh, coo_reg, coo_all, moo, fhsm or icex[sec|sys|tr|usr|oth]",
-                ));
-            }
-        },
+        _ => return add_class_or_format(perm, word).map(|()| None),
     }
     Ok(None)
+}
+
+fn add_class_or_format(perm: &mut BranchPerm, word: &[u8]) -> Result<(), Problem> {
+    if let Some(&(_, class)) = IGNORE_XATTR
+        .iter()
+        .find(|(name, _)| name.as_bytes() == word)
+    {
+        perm.ignore_xattr |= class;
+        return Ok(());
+    }
+    match FORMATS.iter().find(|f| f.word().as_bytes() == word) {
+        Some(format) => {
+            perm.format = Some(*format);
+            Ok(())
+        }
+        None => Err(Problem::new(
+            format!("unknown branch attribute `+{}`", text::shown(word)),
+            "wh, nolwh, coo_reg, coo_all, moo, fhsm, icex[sec|sys|tr|usr|oth], aufs|overlay|auto",
+        )),
+    }
 }
 
 /// The word and its attributes in AUFS's canonical order, as in `rw+coo_reg+icexsec+nolwh`.
@@ -114,6 +130,9 @@ impl fmt::Display for BranchPerm {
         if self.no_link_whiteout {
             f.write_str("+nolwh")?;
         }
+        if let Some(format) = self.format {
+            write!(f, "+{}", format.word())?;
+        }
         Ok(())
     }
 }
@@ -143,9 +162,10 @@ pub(super) mod tests {
             coo,
             any::<bool>(),
             0..32_u8,
+            prop::option::of(prop::sample::select(&FORMATS[..])),
         )
             .prop_map(
-                |(access, whiteouts, no_link_whiteout, copy_on_open, fhsm, classes)| {
+                |(access, whiteouts, no_link_whiteout, copy_on_open, fhsm, classes, format)| {
                     let writable = access == Access::ReadWrite;
                     BranchPerm {
                         access,
@@ -157,6 +177,7 @@ pub(super) mod tests {
                         },
                         fhsm,
                         ignore_xattr: IgnoreXattr::from_bits_truncate(classes),
+                        format,
                     }
                 },
             )
@@ -178,6 +199,8 @@ pub(super) mod tests {
             ("rw+coo_all+moo", "rw+moo"),
             ("rw+moo+coo_reg", "rw+coo_reg"),
             ("rw+fhsm", "rw+fhsm"),
+            ("ro+overlay+wh", "ro+wh+overlay"),
+            ("ro+auto+aufs", "ro+aufs"),
         ] {
             assert_eq!(canonical(written), printed, "{written}");
         }

@@ -5,8 +5,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
 use super::{
-    CopyupPolicy, CreatePolicy, DirOpaque, Format, IdMap, IoMode, MountFlags, OpenMode, Options,
-    SpillPolicy, Udba, text, value,
+    CopyupPolicy, CreatePolicy, DirOpaque, FormatWord, IdMap, IoMode, MountFlags, OpenMode,
+    Options, SpillPolicy, Udba, text, value,
 };
 
 /// A change of one field of [`Options`] or [`MountFlags`].
@@ -41,7 +41,7 @@ pub enum Setting {
     /// `strict`
     Strict(bool),
     /// `format=`
-    Format(Format),
+    Format(FormatWord),
     /// `volatile`
     Volatile(bool),
     /// `io=`
@@ -145,7 +145,7 @@ impl Setting {
             Self::Sum(on) => toggle("sum", *on),
             Self::NameMax(length) => format!("namelen={length}"),
             Self::Strict(on) => toggle("strict", *on),
-            Self::Format(format) => format!("format={format}"),
+            Self::Format(format) => format!("format={}", format.word()),
             Self::Volatile(on) => format!("fsync={}", u8::from(!*on)),
             Self::Io(mode) => format!("io={mode}"),
             Self::Open(mode) => format!("open={mode}"),

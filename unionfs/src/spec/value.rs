@@ -4,8 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use super::{
-    CopyupPolicy, CreatePolicy, DirOpaque, Format, IdMap, IdRange, IoMode, OpenMode, SpillPolicy,
-    Udba, text,
+    CopyupPolicy, CreatePolicy, DirOpaque, Format, FormatWord, IdMap, IdRange, IoMode, OpenMode,
+    SpillPolicy, Udba, text,
 };
 
 /// A value that was refused: what is wrong with it, and what would be right.
@@ -239,11 +239,12 @@ pub(super) fn dir_opaque(value: &[u8]) -> Result<DirOpaque, Problem> {
 }
 
 /// `format=`
-pub(super) fn format(value: &[u8]) -> Result<Format, Problem> {
+pub(super) fn format(value: &[u8]) -> Result<FormatWord, Problem> {
     match value {
-        b"aufs" => Ok(Format::Aufs),
-        b"overlay" => Ok(Format::Overlay),
-        _ => Err(Problem::unknown("format", value, "aufs or overlay")),
+        b"aufs" => Ok(FormatWord::Fixed(Format::Aufs)),
+        b"overlay" => Ok(FormatWord::Fixed(Format::Overlay)),
+        b"auto" => Ok(FormatWord::Auto),
+        _ => Err(Problem::unknown("format", value, "aufs, overlay or auto")),
     }
 }
 
