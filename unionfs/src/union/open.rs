@@ -109,7 +109,7 @@ impl Union {
     }
 
     /// Is there a writable branch above this one?
-    fn can_be_copied(&self, branch: BranchId) -> bool {
+    pub(super) fn can_be_copied(&self, branch: BranchId) -> bool {
         let stack = self.stack();
         let above = stack.branches().iter().take_while(|b| b.id != branch);
         above.into_iter().any(|b| b.writable())

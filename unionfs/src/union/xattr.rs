@@ -103,6 +103,9 @@ impl Union {
         let _stays = node.change.read();
         // Nothing to remove: nothing is copied up for it.
         self.with_place(&node, |branch, loc| {
+            if !branch.writable() && !self.can_be_copied(branch.id) {
+                return Err(Errno::ROFS);
+            }
             let stored = stored_name(branch, name).ok_or(Errno::NODATA)?;
             loc.xattrs(|x| x.get(&stored))
         })?;
