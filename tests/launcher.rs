@@ -279,6 +279,33 @@ fn the_root_is_a_union_and_changes_stay_in_the_layer() {
 }
 
 #[test]
+fn changes_of_the_branches_are_noticed_as_asked() {
+    let Some(world) = World::new() else { return };
+    for (udba, listens) in [("none", false), ("notify", true)] {
+        let option = format!("--udba={udba}");
+        let script = "cat /etc/motd; until grep -q changed /etc/motd; do sleep 0.05; done";
+        let mut launcher = world.spawn(&["--rm", "--name", udba, &option], script);
+        let daemon = pid_of(&world.running(udba), "daemon");
+        let listening = || {
+            let open = fs::read_dir(format!("/proc/{daemon}/fd")).unwrap();
+            let links = open.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+            links
+                .into_iter()
+                .any(|link| link.ends_with("anon_inode:inotify"))
+        };
+        if listens {
+            wait_for("the branches are watched", listening);
+            fs::write(world.root().join("etc/motd"), "changed\n").unwrap();
+            assert!(launcher.wait().unwrap().success());
+        } else {
+            assert!(!listening(), "{udba}");
+            assert_eq!(code(&world.ulaunch(&["kill", udba])), 0);
+            launcher.wait().unwrap();
+        }
+    }
+}
+
+#[test]
 fn a_container_is_confined() {
     let Some(world) = World::new() else { return };
     let mut launcher = world.spawn(&["--rm", "--name", "c"], "exec sleep 60");

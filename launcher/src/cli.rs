@@ -103,6 +103,9 @@ pub struct RunArgs {
     /// Branch of the union that becomes /, topmost first; permission ro unless given
     #[arg(long = "branch", value_name = "PATH[=PERM]")]
     branches: Vec<OsString>,
+    /// How changes made on the branches themselves are noticed: none, reval (after a second) or notify (at once)
+    #[arg(long, value_name = "WAY", value_parser = parse::udba, conflicts_with = "rootfs")]
+    udba: Option<String>,
     /// Run in the background and print the container's id
     #[arg(short, long)]
     detach: bool,
@@ -235,6 +238,7 @@ impl RunArgs {
                         .collect::<Result<_>>()?,
                 ),
             },
+            udba: self.udba,
             command: self.command.into_iter().map(OsText).collect(),
             user: self.user.map(OsText),
             workdir: OsText(self.workdir),
@@ -431,6 +435,8 @@ mod tests {
             &["sh"][..],
             &["--rootfs", "/r"],
             &["--rootfs", "/r", "--branch", "/", "sh"],
+            &["--rootfs", "/r", "--udba", "notify", "sh"],
+            &["--branch", "/", "--udba", "often", "sh"],
             &["--rootfs", "/r", "-d", "-t", "sh"],
             &["--rootfs", "/r", "--memory-swap", "1g", "sh"],
             &["--rootfs", "/r", "-m", "2g", "--memory-swap", "1g", "sh"],

@@ -29,6 +29,8 @@ pub const COMMAND: &str = "fsd";
 pub struct FsConfig {
     /// Topmost first: path and permission.
     pub branches: Vec<(OsText, String)>,
+    /// Value of the option `udba=`, if it is not the usual one.
+    pub udba: Option<String>,
     /// Directories that the union does not show.
     pub hidden: Vec<OsText>,
     /// Ids of the container by ids of the host, where only the container is in a user namespace.
@@ -177,5 +179,9 @@ fn options(config: &FsConfig) -> OsString {
         text.extend_from_slice(perm.as_bytes());
     }
     text.extend_from_slice(b",dirren,dirperm1,namelen=255");
+    if let Some(udba) = &config.udba {
+        text.extend_from_slice(b",udba=");
+        text.extend_from_slice(udba.as_bytes());
+    }
     OsString::from_vec(text)
 }

@@ -105,6 +105,15 @@ pub fn id(text: &str) -> Option<u32> {
         .filter(|id| *id != u32::MAX)
 }
 
+/// `--udba`: a value of the mount option of that name.
+pub fn udba(text: &str) -> Result<String> {
+    ensure!(
+        matches!(text, "none" | "reval" | "notify"),
+        "`{text}` is not a way to notice changes: use none, reval or notify"
+    );
+    Ok(text.to_owned())
+}
+
 /// The name of a container.
 pub fn container_name(text: &str) -> Result<String> {
     let mut bytes = text.bytes();

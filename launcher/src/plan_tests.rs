@@ -39,6 +39,7 @@ fn user() -> Facts {
 fn spec() -> Spec {
     Spec {
         root: Root::Directory("/r".into()),
+        udba: None,
         command: vec!["sh".into()],
         user: None,
         workdir: "/".into(),

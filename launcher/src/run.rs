@@ -347,6 +347,7 @@ fn union_config(store: &Store, record: &Record, plan: &Plan) -> Result<Option<Fs
     };
     Ok(Some(FsConfig {
         branches,
+        udba: record.spec.udba.clone(),
         hidden: store.directories(),
         uid_map,
         gid_map,

@@ -9,6 +9,10 @@ use unionfs::ostext::OsText;
 pub struct Spec {
     /// What becomes `/`.
     pub root: Root,
+    /// How the union notices changes made on its branches, as in the mount option `udba=`; `None` =
+    /// as is usual.
+    #[serde(default)]
+    pub udba: Option<String>,
     /// Program and arguments, never empty.
     pub command: Vec<OsText>,
     /// Who runs it: `USER[:GROUP]`, names or numbers.
