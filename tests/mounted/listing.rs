@@ -1,12 +1,13 @@
-//! What a listing tells of files without looking at them.
+//! What a listing tells of files without looking at them, and while others list and change the same.
 
 use super::fixture::World;
 use rustix::fs::{CWD, Mode, OFlags, RawDir, openat};
-use std::collections::BTreeMap;
-use std::fs;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
 use std::mem::MaybeUninit;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Enough names for many answers.
 const FILES: usize = 2000;
@@ -94,5 +95,57 @@ fn every_listed_number_is_that_of_the_file() {
             fs::rename(d.join("moved"), d.join("file-1")).unwrap();
             fs::rename(d.join("renamed"), d.join("below")).unwrap();
         });
+    }
+}
+
+/// Threads that list and change one directory.
+const THREADS: usize = 6;
+/// Names that are there anyhow: more than fit in one answer to a listing.
+const OTHERS: usize = 300;
+
+/// Makes and removes names of its own for a while; each must be listed exactly while it is there.
+fn make_and_list(dir: &Path, thread: usize, end: Instant) -> usize {
+    let mut made = BTreeSet::new();
+    let mut round = 0;
+    while Instant::now() < end {
+        let name = format!("{thread}.{}", round * 7 % 19);
+        if made.remove(&name) {
+            fs::remove_file(dir.join(&name)).unwrap();
+        } else {
+            File::create(dir.join(&name)).unwrap();
+            made.insert(name);
+        }
+        let own = |name: &String| name.starts_with(&format!("{thread}."));
+        let names = fs::read_dir(dir).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let listed: BTreeSet<String> = names.filter(own).collect();
+        assert_eq!(listed, made, "thread {thread}, round {round}");
+        round += 1;
+    }
+    round
+}
+
+#[test]
+fn what_is_made_is_listed_whoever_else_lists() {
+    let Some(world) = World::new() else { return };
+    world.mkdir("up/d", 0o755);
+    for other in 0..OTHERS {
+        world.put(&format!("low/d/other.{other}"), "");
+    }
+    for mode in [
+        "io=passthrough",
+        "io=cache,open=answered",
+        "open=none,dirperm1",
+    ] {
+        world.mounted(&format!("br=up=rw:low=ro,udba=none,{mode}"), || {
+            let (dir, end) = (world.path("m/d"), Instant::now() + Duration::from_secs(1));
+            std::thread::scope(|scope| {
+                let run = |thread| make_and_list(&dir, thread, end);
+                let threads: Vec<_> = (0..THREADS).map(|t| scope.spawn(move || run(t))).collect();
+                assert!(threads.into_iter().all(|t| t.join().unwrap() > 0), "{mode}");
+            });
+        });
+        fs::remove_dir_all(world.path("up")).unwrap();
+        world.mkdir("up/d", 0o755);
     }
 }

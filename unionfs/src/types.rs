@@ -281,6 +281,15 @@ pub struct Opened {
     pub passthrough: bool,
 }
 
+/// How a directory was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenedDir {
+    /// A listing that the kernel remembers may be kept over this open.
+    pub keep_cache: bool,
+    /// The kernel may list from what it remembers, and remember what is listed.
+    pub use_cache: bool,
+}
+
 /// What the kernel must be told after the reply, with no lock held.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {

@@ -478,15 +478,10 @@ impl Filesystem for Adapter {
                 self.union.open_dir(node(ino))
             },
             |reply, opened| {
-                let cached = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
-                reply.opened(
-                    self.listings.open(),
-                    if opened.keep_cache {
-                        cached
-                    } else {
-                        FopenFlags::empty()
-                    },
-                );
+                let mut flags = FopenFlags::empty();
+                flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
+                flags.set(FopenFlags::FOPEN_CACHE_DIR, opened.use_cache);
+                reply.opened(self.listings.open(), flags);
             },
         );
     }

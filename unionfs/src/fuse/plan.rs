@@ -31,7 +31,8 @@ pub struct IoPlan {
     /// Who answers opens.
     pub opens: Opens,
     /// OPENDIR is a request with an answer even where [`Self::opens`] says that opens are not: who
-    /// may list a directory is decided here (`nodirperm1`).
+    /// may list a directory is decided here (`nodirperm1`), or names change: then the kernel's cache
+    /// of a listing is for one open at a time ([`Union::open_dir`](crate::union::Union::open_dir)).
     pub answers_opendir: bool,
     /// How data flows.
     pub data: DataPath,
@@ -111,7 +112,7 @@ impl IoPlan {
         };
         let mut plan = Self {
             opens,
-            answers_opendir: !options.dirperm1,
+            answers_opendir: !options.dirperm1 || writable > 0,
             data,
             writeback: options.writeback,
             revalidate: !exclusive,

@@ -256,9 +256,9 @@ impl Node {
         })
     }
 
-    /// Counts an open.
-    pub fn count_open(&self) {
-        self.opens.fetch_add(1, Ordering::Relaxed);
+    /// Counts an open; returns how many there were before.
+    pub fn count_open(&self) -> u64 {
+        self.opens.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Counts a release.

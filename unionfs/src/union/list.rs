@@ -18,13 +18,19 @@ const BATCH: usize = 64;
 
 impl Union {
     /// OPENDIR.
-    pub fn open_dir(&self, node: NodeId) -> Result<Opened> {
+    ///
+    /// Two listings at a time cannot share the kernel's cache: one that is under way goes on in what
+    /// the other has read meanwhile, which may be older than its beginning (fs/fuse/readdir.c,
+    /// `fuse_readdir_cached`, compares versions at the beginning only). Of several opens the first
+    /// one has the cache.
+    pub fn open_dir(&self, node: NodeId) -> Result<OpenedDir> {
         let node = self.dir_node(node)?;
         self.copy_on_open(&node)?;
-        node.count_open();
-        Ok(Opened {
-            keep_cache: matches!(self.trust(&node), Trust::Forever | Trust::Watched),
-            passthrough: false,
+        let alone = node.count_open() == 0;
+        let keep_cache = matches!(self.trust(&node), Trust::Forever | Trust::Watched);
+        Ok(OpenedDir {
+            keep_cache,
+            use_cache: keep_cache && alone,
         })
     }
 
