@@ -149,3 +149,61 @@ fn what_is_made_is_listed_whoever_else_lists() {
         world.mkdir("up/d", 0o755);
     }
 }
+
+#[test]
+fn a_listing_goes_on_while_names_come_and_go() {
+    for mode in [
+        "udba=reval",
+        "udba=none",
+        "udba=none,open=none",
+        "udba=notify",
+    ] {
+        let Some(world) = World::new() else { return };
+        for n in 0..FILES {
+            world.put(
+                &format!("{}/d/file-{n}", if n % 2 == 0 { "up" } else { "low" }),
+                "",
+            );
+        }
+        world.mounted(&format!("br=up=rw:low=ro,{mode}"), || {
+            let d = world.path("m/d");
+            let fd = openat(CWD, &d, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
+            let mut buffer = [MaybeUninit::uninit(); 4096];
+            let mut entries = RawDir::new(fd, &mut buffer);
+            let mut seen = BTreeMap::<String, u32>::new();
+            let mut stays: BTreeMap<String, u32> =
+                (0..FILES).map(|n| (format!("file-{n}"), 1)).collect();
+            for step in 0.. {
+                let Some(entry) = entries.next() else { break };
+                let name = entry.unwrap().file_name().to_str().unwrap().to_owned();
+                *seen.entry(name).or_default() += 1;
+                if step % 100 != 99 {
+                    continue;
+                }
+                // One that was seen, and one that was or was not.
+                for n in [step, step * 7] {
+                    let name = format!("file-{}", n % FILES);
+                    if stays.remove(&name).is_some() {
+                        fs::remove_file(d.join(&name)).unwrap();
+                    }
+                }
+                fs::write(d.join(format!("new-{step}")), "").unwrap();
+                if step == 499 {
+                    // Behind the union, and noticed: the names are merged anew.
+                    world.put("up/d/stranger", "");
+                    fs::remove_file(world.path("up/d/file-1998")).unwrap();
+                    stays.remove("file-1998");
+                    std::thread::sleep(Duration::from_millis(1100));
+                    assert!(
+                        d.join("file-1000").exists() && d.join("no").symlink_metadata().is_err()
+                    );
+                }
+            }
+            let once = seen.iter().all(|(_, times)| *times == 1);
+            assert!(once, "{mode}: listed twice");
+            for name in stays.keys() {
+                assert!(seen.contains_key(name), "{mode}: {name} is not listed");
+            }
+        });
+    }
+}

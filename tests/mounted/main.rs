@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod fixture;
+mod fstab;
 mod full;
+mod handles;
 mod listing;
 mod open_files;
 mod overlayfs_formats;

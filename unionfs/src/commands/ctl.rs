@@ -115,7 +115,7 @@ pub fn run(args: &CtlArgs) -> anyhow::Result<u8> {
         },
     };
     let client = Client::connect(&args.mountpoint)?;
-    carry_out(&client, &args.mountpoint, change, force)?;
+    warn(&carry_out(&client, &args.mountpoint, change, force)?);
     Ok(0)
 }
 
@@ -130,31 +130,31 @@ pub fn change_all(mountpoint: &Path, parsed: Changes) -> anyhow::Result<u8> {
     for change in parsed.changes {
         match change {
             Change::Set(Setting::Mount(flag)) => flags.push(flag),
-            other => carry_out(&client, mountpoint, other, false)?,
+            // mount(8) repeats the branches of fstab(5): those that are there stay (as with AUFS).
+            other @ (Change::AddBranch { .. } | Change::Append(_) | Change::Prepend(_)) => {
+                carry_out(&client, mountpoint, other, false)?;
+            }
+            other => warn(&carry_out(&client, mountpoint, other, false)?),
         }
     }
     unionfs::fuse::change_flags(mountpoint, &flags)?;
     for flag in flags {
         if matches!(flag, MountSetting::ReadOnly(_)) {
             // It decides what a branch without a permission becomes.
-            carry_out(
-                &client,
-                mountpoint,
-                Change::Set(Setting::Mount(flag)),
-                false,
-            )?;
+            let told = Change::Set(Setting::Mount(flag));
+            warn(&carry_out(&client, mountpoint, told, false)?);
         }
     }
     Ok(0)
 }
 
-/// Sends one change, with the directory that it names.
+/// Sends one change, with the directory that it names. Returns what the daemon warns of.
 fn carry_out(
     client: &Client,
     mountpoint: &Path,
     mut change: Change,
     force: bool,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Vec<String>> {
     let named = match &mut change {
         Change::AddBranch { branch, .. } | Change::Append(branch) | Change::Prepend(branch) => {
             Some((&mut branch.path, true))
@@ -181,10 +181,6 @@ fn carry_out(
     let attached: Vec<_> = directory.iter().map(AsFd::as_fd).collect();
     let mut progress = |text: &str| eprintln!("uaufs: {text}");
     let result = client.request(&request, &attached, &mut progress)?;
-    if let Some(warnings) = result.get("warnings").and_then(Value::as_array) {
-        let texts = warnings.iter().filter_map(Value::as_str);
-        warn(&texts.map(str::to_owned).collect::<Vec<_>>());
-    }
     if result.get("writable") == Some(&Value::Bool(true)) {
         // A union without a writable branch was mounted readonly.
         let done = unionfs::fuse::change_flags(mountpoint, &[MountSetting::ReadOnly(false)]);
@@ -192,7 +188,9 @@ fn carry_out(
             warn(&[format!("the mount stays readonly: {error}")]);
         }
     }
-    Ok(())
+    let warnings = result.get("warnings").and_then(Value::as_array);
+    let texts = warnings.into_iter().flatten().filter_map(Value::as_str);
+    Ok(texts.map(str::to_owned).collect())
 }
 
 fn change_name(path: Option<&Path>) -> String {
