@@ -233,14 +233,27 @@ fn the_links_of_a_file_are_counted_once_whichever_branch_keeps_the_books() {
 }
 
 /// Operations that take several steps on the branch.
+/// Leaves nothing but marks in a directory.
+const NO_MANY: &[&str] = &[
+    "rm many/1",
+    "rm many/2",
+    "rm many/3",
+    "rm many/4",
+    "rm many/5",
+];
+
 fn crash_cases() -> Vec<Case> {
     let lower = || {
         let d = dir().file("x", "x").dir("sub", dir().file("y", "y"));
+        let many = ["1", "2", "3", "4", "5"]
+            .iter()
+            .fold(dir(), |d, n| d.file(n, n));
         let tree = dir().file("f", "lower f").file("g", "lower g").dir("d", d);
         let tree = tree
             .dir("e", dir().file("z", "z"))
             .linked("l", 1)
-            .linked("m", 1);
+            .linked("m", 1)
+            .dir("many", many);
         with_long(tree, Entry::Dir(dir().file("x", "x")))
     };
     let stack = || {
@@ -285,6 +298,10 @@ fn crash_cases() -> Vec<Case> {
         (&["rename d new"], "rename new d"),
         (&["rename d new"], "rename new newer"),
         (&["rename d new"], "rename new/sub sub"),
+        // More marks than `dirwh` allows for: they are removed in the background.
+        (NO_MANY, "rmdir many"),
+        (NO_MANY, "rename e many"),
+        (NO_MANY, "rename d/sub many"),
     ];
     let formats = [unionfs::spec::Format::Aufs, unionfs::spec::Format::Overlay];
     let of = |format| {
@@ -320,6 +337,62 @@ fn a_killed_daemon_leaves_the_old_tree_or_the_new() {
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Opens of what lies on a branch with `moo`.
+fn moving_cases() -> Vec<Case> {
+    let stack = || {
+        let second = dir()
+            .file("f", "second f")
+            .file("g", "g")
+            .dir("d", dir().file("x", "x"));
+        let lowest = dir().file("f", "lowest f").dir("d", dir().file("y", "y"));
+        let mut stack = two_writable(dir(), second, lowest);
+        stack.branches[1].0 = Perm::RwMoo;
+        Stack {
+            in_memory: true,
+            ..stack
+        }
+    };
+    let table: &[(&'static [&'static str], &'static str)] = &[
+        (&[], "open f"),
+        (&[], "open g"),
+        (&[], "open d/x"),
+        (&[], "write f"),
+        (&[], "write d/x"),
+        (&["rename g d/g"], "open d/g"),
+        (&["open f", "rm f"], "create f"),
+    ];
+    let case = |(first, line): &(&'static [&'static str], &'static str)| Case {
+        stack: stack(),
+        first,
+        line,
+    };
+    table.iter().map(case).collect()
+}
+
+#[test]
+#[ignore = "the process that the next test kills"]
+fn moving_child_that_is_killed() {
+    play_child(&moving_cases()).unwrap();
+}
+
+#[test]
+fn a_file_that_is_moved_up_is_whole_wherever_the_daemon_is_killed() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    for (number, case) in moving_cases().iter().enumerate() {
+        let child = "moving_child_that_is_killed";
+        if let Err(err) = interrupt_everywhere(case, number, child) {
+            panic!("{:?} \"{}\": {err:#}", case.first, case.line);
+        }
+    }
+    // That they move at all.
+    let mut run = Run::new(moving_cases()[0].stack.clone()).unwrap();
+    run.line("open f").unwrap();
+    let holds = |branch: usize| run.branches.spec.branches[branch].path.join("f").exists();
+    assert_eq!([holds(0), holds(1), holds(2)], [true, false, true]);
 }
 
 /// Merges of everything that a branch can hold.

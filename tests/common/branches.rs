@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
 use unionfs::spec::{
-    Access, BranchPerm, BranchSpec, Format, Grammar, MountFlags, MountSpec, Options, Udba,
+    Access, BranchPerm, BranchSpec, CopyOnOpen, Format, Grammar, MountFlags, MountSpec, Options,
+    Udba,
 };
 use unionfs::types::BranchId;
 
@@ -18,6 +19,8 @@ use unionfs::types::BranchId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Perm {
     Rw,
+    /// What is opened moves up.
+    RwMoo,
     Ro,
     RoWh,
     RrWh,
@@ -27,6 +30,10 @@ impl Perm {
     fn spec(self) -> BranchPerm {
         match self {
             Self::Rw => BranchPerm::RW,
+            Self::RwMoo => BranchPerm {
+                copy_on_open: CopyOnOpen::Move,
+                ..BranchPerm::RW
+            },
             Self::Ro => BranchPerm::RO,
             Self::RoWh => BranchPerm::RO_WH,
             Self::RrWh => BranchPerm {
@@ -34,6 +41,10 @@ impl Perm {
                 ..BranchPerm::RO_WH
             },
         }
+    }
+
+    fn writable(self) -> bool {
+        matches!(self, Self::Rw | Self::RwMoo)
     }
 }
 
@@ -73,13 +84,13 @@ impl Stack {
     }
 
     pub fn several_writable(&self) -> bool {
-        self.branches.iter().filter(|(p, _)| *p == Perm::Rw).count() > 1
+        self.branches.iter().filter(|(p, _)| p.writable()).count() > 1
     }
 
     /// Its writable branches, topmost first.
     pub fn writable(&self) -> impl Iterator<Item = BranchId> + '_ {
         let all = self.branches.iter().zip(0..);
-        all.filter(|((perm, _), _)| *perm == Perm::Rw)
+        all.filter(|((perm, _), _)| perm.writable())
             .map(|(_, at)| BranchId(at))
     }
 
@@ -126,7 +137,7 @@ impl Branches {
         for ((perm, tree), spec) in branches.stack.branches.iter().zip(&branches.spec.branches) {
             std::fs::create_dir(&spec.path)?;
             tree.write(&spec.path, branches.stack.format)?;
-            if *perm != Perm::Rw {
+            if !perm.writable() {
                 branches
                     .before
                     .push((spec.path.clone(), snapshot(&spec.path)?));
@@ -145,7 +156,7 @@ impl Branches {
         let mut layers = Vec::new();
         let mut branches = Vec::new();
         for (at, (perm, tree)) in stack.branches.iter().enumerate() {
-            let work = (stack.format == Format::Overlay && *perm == Perm::Rw)
+            let work = (stack.format == Format::Overlay && perm.writable())
                 .then(|| dir.join(format!("work{at}")));
             branches.push(BranchSpec {
                 path: dir.join(format!("b{at}")),
@@ -156,7 +167,7 @@ impl Branches {
             layers.push(Layer {
                 tree: tree.clone(),
                 honours: perm.spec().whiteouts,
-                writable: *perm == Perm::Rw,
+                writable: perm.writable(),
             });
         }
         let spec = MountSpec {

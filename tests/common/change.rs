@@ -30,6 +30,15 @@ impl Run {
         Ok(())
     }
 
+    /// Opens a file for reading and closes it.
+    pub fn open(&mut self, id: Id) -> Result<()> {
+        self.say(format_args!("open {id}"));
+        let node = self.node(id)?;
+        self.union()?.open_node(node, libc::O_RDONLY)?;
+        self.union()?.release(node);
+        Ok(())
+    }
+
     pub fn truncate(&mut self, id: Id, size: u16) -> Result<()> {
         self.say(format_args!("truncate {id} {size}"));
         let set = SetAttr {

@@ -38,6 +38,7 @@ impl Run {
                 };
                 self.write(self.at(path)?, data)
             }
+            ("open", [path]) => self.open(self.at(path)?),
             ("chmod", [path]) => self.chmod(self.at(path)?, 0o700),
             ("link", [old, new]) => {
                 let (dir, name) = self.place(new)?;

@@ -128,9 +128,9 @@ fn many_whiteouts_are_removed_behind_the_scenes() {
     assert!(t.names("").is_empty());
 }
 
-/// Nothing makes the thread slow, so it is enough that one of several was not done yet.
-#[test]
-fn rmdir_does_not_wait_until_many_whiteouts_are_removed() {
+/// Five directories with many whiteouts. Nothing makes the thread slow that removes them, so it is
+/// enough that one of several was not done yet.
+fn many_whiteouts() -> Fixture {
     let mut t = Fixture::new();
     for dir in 0..5 {
         for n in 0..2000 {
@@ -139,12 +139,42 @@ fn rmdir_does_not_wait_until_many_whiteouts_are_removed() {
         t.put_dir(&format!("a/{dir}"));
     }
     t.open(&["c=rw", "a=ro"], "");
+    t
+}
+
+#[test]
+fn rmdir_does_not_wait_until_many_whiteouts_are_removed() {
+    let t = many_whiteouts();
     let trash = t.path("c/.wh..wh.uaufs/trash");
     let left = |dir: i32| {
         t.rmdir(&dir.to_string()).unwrap();
         trash.read_dir().unwrap().next().is_some()
     };
     assert!((0..5).any(left), "rmdir always waited");
+}
+
+#[test]
+fn a_rename_over_a_directory_does_not_wait_for_its_whiteouts_either() {
+    let mut t = many_whiteouts();
+    let trash = t.path("c/.wh..wh.uaufs/trash");
+    let mut waited = true;
+    for dir in 0..5 {
+        t.put(&format!("c/new{dir}/x"), "new");
+        t.put(&format!("a/{dir}/7"), "hidden");
+    }
+    t.open(&["c=rw", "a=ro"], "");
+    for dir in 0..5 {
+        t.rename(&format!("new{dir}"), &dir.to_string()).unwrap();
+        waited &= trash.read_dir().unwrap().next().is_none();
+        assert_eq!(t.names(&dir.to_string()), ["x"], "nothing shows from below");
+        assert_eq!(t.find(&format!("new{dir}")), Err(Errno::NOENT));
+        t.check_numbers(&dir.to_string());
+    }
+    assert!(!waited, "rename always waited");
+    t.open(&["c=rw", "a=ro"], "");
+    assert!(trash.read_dir().unwrap().next().is_none());
+    assert_eq!(t.names("3"), ["x"]);
+    assert!(!has(&t, "c/.wh.3") && has(&t, "c/3/.wh..wh..opq"));
 }
 
 #[test]

@@ -8,19 +8,23 @@ use super::Union;
 use super::remove::take_back;
 use crate::branch::Branch;
 use crate::errno::{Errno, Result};
+use crate::spec::Format;
 use crate::sys::loc::open_subdir;
-use crate::sys::{Name, Unlocked};
+use crate::sys::{Loc, Name, RealStat, Unlocked, creds};
 use crate::types::BranchId;
 use crate::whiteout::whiteout_name;
 use parking_lot::{Condvar, Mutex};
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, RenameFlags};
+use rustix::fs::{AtFlags, Mode, RenameFlags, renameat_with};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long the end of a mount waits for the trash; the next mount does the rest.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What the owner of a directory needs to move it and what is in it.
+const OWNER: u32 = 0o700;
 
 /// Directories that wait to be emptied, and the thread that does it while there are any.
 #[derive(Debug, Default)]
@@ -166,6 +170,7 @@ impl Union {
         self.empty_trash(branch.id, temp, marks)
     }
 
+    /// Empties a directory that was moved into the trash, soon if it holds many marks.
     fn empty_trash(&self, branch: BranchId, temp: Name, marks: usize) -> Result<()> {
         let branch = self.branch(branch)?;
         if marks > self.options().dirwh as usize {
@@ -174,6 +179,40 @@ impl Union {
             empty(&branch, &temp);
         }
         Ok(())
+    }
+
+    /// A directory with nothing but marks in it, which is made opaque by one outside, changes places
+    /// with an empty one like it; it is emptied in the background. The name never shows anything
+    /// else. `stat`: of the directory as its owner left it.
+    pub(super) fn swap_for_empty(
+        &self,
+        branch: &Branch,
+        (dir, name): (&OwnedFd, &[u8]),
+        stat: &RealStat,
+        marks: usize,
+    ) -> Result<()> {
+        if !self.privileged && stat.mode & OWNER != OWNER {
+            // A user's daemon cannot move an empty one with this mode.
+            return Err(Errno::ACCESS);
+        }
+        let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
+        let (trash, temp) = (store.trash(), store.temp_name());
+        let mode = Mode::from_bits_truncate(OWNER);
+        creds::with_exact_modes(|| rustix::fs::mkdirat(trash, &*temp, mode))?;
+        let swap = || -> Result<()> {
+            let full = Arc::new(open_subdir(dir, name)?);
+            let empty = Arc::new(open_subdir(trash, &temp)?);
+            if branch.format == Format::Overlay && !branch.set_opaque_attribute(&empty) {
+                return Err(Errno::OPNOTSUPP);
+            }
+            let (from, to) = (Loc::dir(full), Loc::dir(empty));
+            self.copy_metadata(branch, branch, &from, &to, stat)?;
+            renameat_with(trash, &*temp, dir, name, RenameFlags::EXCHANGE)
+        };
+        swap().inspect_err(|_| {
+            let _ = rustix::fs::unlinkat(trash, &*temp, AtFlags::REMOVEDIR);
+        })?;
+        self.empty_trash(branch.id, temp, marks)
     }
 
     /// A whiteout device and the directory change places: in the overlay format, and for names that
@@ -189,10 +228,11 @@ impl Union {
             let discarded = self.discard_dir(branch, dir, name);
             return discarded.inspect_err(|_| take_back(branch, dir, name));
         }
-        rustix::fs::renameat_with(store.trash(), &*temp, dir, name, RenameFlags::EXCHANGE)
-            .inspect_err(|_| {
+        renameat_with(store.trash(), &*temp, dir, name, RenameFlags::EXCHANGE).inspect_err(
+            |_| {
                 let _ = rustix::fs::unlinkat(store.trash(), &*temp, AtFlags::empty());
-            })?;
+            },
+        )?;
         self.empty_trash(branch.id, temp, marks)
     }
 }

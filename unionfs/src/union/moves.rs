@@ -8,7 +8,7 @@ use crate::spec::Format;
 use crate::sys::Unlocked;
 use crate::sys::loc::{open_listing, open_subdir};
 use crate::sys::remove::contents;
-use crate::sys::stat::stat_at;
+use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::walk::entries;
 use crate::types::Kind;
 use rustix::fd::OwnedFd;
@@ -42,13 +42,23 @@ impl Union {
     /// opaque by a mark that does not lie in it.
     fn clear_marks(&self, branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
         let fd = open_subdir(dir, name)?;
+        let stat = stat_fd(&fd)?;
         let _unlocked = Unlocked::of_user(&fd);
-        count_marks(branch, &fd)?;
-        if branch.format == Format::Aufs && branch.whiteout_is_separate(name) {
+        let marks = count_marks(branch, &fd)?;
+        let outside = if branch.format == Format::Aufs && branch.whiteout_is_separate(name) {
             branch.make_whiteout(dir, name)?;
-            return contents(&fd);
-        }
-        if branch.format == Format::Overlay && branch.set_opaque_attribute(&fd) {
+            true
+        } else {
+            branch.format == Format::Overlay && branch.set_opaque_attribute(&fd)
+        };
+        if outside {
+            if marks > self.options().dirwh as usize {
+                match self.swap_for_empty(branch, (dir, name), &stat, marks) {
+                    Ok(()) => return Ok(()),
+                    // No exchange on this filesystem, perhaps.
+                    Err(err) => log::debug!("many whiteouts are removed at once: {err}"),
+                }
+            }
             return contents(&fd);
         }
         // No mark can be made outside: the directory is taken away whole. (Its name is free for a
