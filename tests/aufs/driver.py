@@ -599,6 +599,23 @@ def as_user(c, op):
     return json.loads(buf or b'{"r":"driver-error"}')
 
 
+def one_op(c, op):
+    """run op; what came of it"""
+    if "as_uid" in op:
+        return as_user(c, op)
+    if "umask" in op:
+        os.umask(int(op["umask"], 8))
+    try:
+        v = do_op(c, op)
+        return {"r": "ok"} if v is None else {"r": "ok", "v": v}
+    except OSError as e:
+        return {"r": ename(e.errno)}
+    except Exception as e:
+        return {"r": "driver-error", "v": repr(e)}
+    finally:
+        os.umask(0o022)
+
+
 def subst(s, c):
     return re.sub(r"@(b\d+|U)", lambda m: c.union if m.group(1) == "U" else c.br[m.group(1)], s)
 
@@ -693,19 +710,13 @@ def run(sc, mounter, work, show_cb=None):
     try:
         ops = []
         for op in sc.get("ops", []):
-            if "as_uid" in op:
-                ops.append(as_user(c, op))
-                continue
-            if "umask" in op:
-                os.umask(int(op["umask"], 8))
-            try:
-                v = do_op(c, op)
-                ops.append({"r": "ok"} if v is None else {"r": "ok", "v": v})
-            except OSError as e:
-                ops.append({"r": ename(e.errno)})
-            except Exception as e:
-                ops.append({"r": "driver-error", "v": repr(e)})
-            os.umask(0o022)
+            got = one_op(c, op)
+            # What takes effect after a while: on a loaded machine, after a longer one.
+            end = time.monotonic() + op.get("await", 0)
+            while got != op.get("awaited", got) and time.monotonic() < end:
+                time.sleep(0.05)
+                got = one_op(c, op)
+            ops.append(got)
         res["ops"] = ops
         if sc.get("settle"):
             time.sleep(sc["settle"])

@@ -437,6 +437,15 @@ fn with_notify_changes_on_a_branch_that_was_added_show_at_once() {
     });
 }
 
+/// Says that it is done when it is dropped.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Prints how long changes take to show while others work on the mount.
 #[test]
 fn under_load_changes_show_in_time() {
@@ -461,7 +470,9 @@ fn under_load_changes_show_in_time() {
                     }
                 });
             }
-            let times = (0..2000)
+            // A failure must not leave them working.
+            let _stop = Stop(&done);
+            (0..2000)
                 .map(|n| {
                     let (branch, name) = (["up", "low"][n % 2], n / 4 % 50);
                     let (on, seen) = (
@@ -481,9 +492,7 @@ fn under_load_changes_show_in_time() {
                         seen.exists() == expected
                     })
                 })
-                .collect();
-            done.store(true, Ordering::Relaxed);
-            times
+                .collect()
         });
         times.sort();
         let (p50, p99) = (times[1000], times[1980]);
