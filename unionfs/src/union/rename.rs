@@ -166,12 +166,13 @@ impl Union {
         }
         let top = self.holder(node.node()?, &source);
         let branch = self.rename_branch(from, top, to, dest.as_ref().map(|d| d.top))?;
-        if let Some(dest) = dest.filter(|_| node.node().is_ok_and(|n| n.kind == Kind::Dir)) {
+        let to_itself = from.dir.id == to.dir.id && from.name == to.name;
+        if let Some(dest) = dest.filter(|_| source.kind == Kind::Dir && !to_itself) {
             self.refuse_full(to, &dest)?;
         }
         self.bring_to(node.node()?, &source, from, &branch)?;
         self.make_dir_on(to.dir, branch.id)?;
-        if from.dir.id == to.dir.id && from.name == to.name {
+        if to_itself {
             return Ok(true);
         }
         let mut dirs = self.lock_two(from.dir, to.dir)?;
