@@ -428,17 +428,43 @@ fn merge_cases() -> Vec<Case> {
             .dir("o", dir().file("deepest", "deepest"))
             .dir("d", dir().file("y", "lowest y"))
     };
+    let linked_upper = || {
+        let d = dir().linked("l2", 1).linked("m2", 2).file("x", "x");
+        dir()
+            .linked("l1", 1)
+            .dir("d", d)
+            .dir("fresh", dir().linked("l3", 1).linked("n", 3))
+            .dir("gone", dir().linked("m1", 2))
+    };
+    let linked_lower = || {
+        dir()
+            .dir("d", dir().linked("o1", 4).linked("o2", 4))
+            .linked("o3", 4)
+            .linked("q1", 5)
+            .dir("q", dir().linked("q2", 5))
+            .file("l1", "hidden")
+    };
+    let linked_lowest = || dir().linked("p1", 6).dir("d", dir().linked("p2", 6));
     let mut last = Stack::of([upper(), lower()]);
     last.branches[1].0 = Perm::Rw;
     let mut opaque = last.clone();
     opaque.branches[0].1 = upper().opaque();
-    let table: [(Stack, &'static [&'static str]); 3] = [
+    let table: [(Stack, &'static [&'static str]); 5] = [
         (
             two_writable(upper(), lower(), lowest()),
             &["rm d/x", "mkdir d/x", "create d/x/n"],
         ),
         (last, &[]),
         (opaque, &[]),
+        (
+            two_writable(linked_upper(), linked_lower(), linked_lowest()),
+            &[],
+        ),
+        (
+            two_writable(linked_upper(), linked_lower(), linked_lowest()),
+            // Copies of lower files, of which some names stay where they were.
+            &["write o3", "chmod d/p2", "write l1"],
+        ),
     ];
     table
         .into_iter()

@@ -197,6 +197,11 @@ impl Model {
         names as u32 + self.node(id).hidden_links
     }
 
+    /// Are there files with names that the union never shows?
+    pub fn has_hidden_links(&self) -> bool {
+        self.nodes.values().any(|node| node.hidden_links > 0)
+    }
+
     pub fn is_dir(&self, id: Id) -> bool {
         self.node(id).kind() == Kind::Dir
     }

@@ -370,7 +370,7 @@ impl Run {
         ensure!(failed.is_empty(), "{failed:?}");
         self.say(format_args!("{merged:?}"));
         // Names that no one saw are gone: they were counted.
-        self.exact_links = false;
+        self.exact_links &= !self.model.has_hidden_links();
         self.reused = !self.branches.stack.in_memory;
         self.compare()
     }

@@ -54,6 +54,14 @@ pub enum Record {
         /// May be negative.
         delta: i32,
     },
+    /// `source` has this many names in the union. The pseudo-link of its copy tells how many of them
+    /// are links of that: a crash between a link and its record leaves nothing wrong.
+    Names {
+        /// The file whose names move to another branch.
+        source: Source,
+        /// All of them.
+        names: i32,
+    },
 }
 
 /// Length of a record (format version 2; those of version 1 had 40 bytes and are dropped).
@@ -71,6 +79,7 @@ impl Record {
             Self::Origin { real, origin } => (1, real, origin.btime, 0, origin.source),
             Self::Gone { real } => (2, real, Timestamp::default(), 0, nowhere),
             Self::Links { source, delta } => (3, 0, Timestamp::default(), delta, source),
+            Self::Names { source, names } => (4, 0, Timestamp::default(), names, source),
         };
         let mut out = [0; RECORD_LEN];
         out[4..8].copy_from_slice(&tag.to_le_bytes());
@@ -117,6 +126,10 @@ impl Record {
                 source,
                 delta: u32_at(28)? as i32,
             },
+            4 => Self::Names {
+                source,
+                names: u32_at(28)? as i32,
+            },
             _ => return None,
         })
     }
@@ -129,6 +142,8 @@ pub struct Recovered {
     pub origins: FxHashMap<u64, Origin>,
     /// Deltas by source.
     pub links: FxHashMap<Source, i32>,
+    /// Numbers of names by source, until the pseudo-links make deltas of them.
+    pub(super) names: FxHashMap<Source, i32>,
     /// Pseudo-links found, of inodes that have an origin: the number in its name and the inode
     /// number on the branch.
     pub plinks: Vec<(crate::types::NodeId, u64)>,
@@ -145,6 +160,12 @@ impl Recovered {
             }
             Record::Links { source, delta } => {
                 self.links.insert(source, delta);
+                self.names.remove(&source);
+            }
+            Record::Names { source, names } => {
+                // Without a pseudo-link all of them are links.
+                self.links.insert(source, 0);
+                self.names.insert(source, names);
             }
         }
     }
@@ -258,6 +279,7 @@ mod tests {
             Record::Origin { real: 12, origin },
             Record::Gone { real: u64::MAX },
             Record::Links { source, delta: -2 },
+            Record::Names { source, names: 3 },
         ];
         for record in all {
             let raw = record.encode();

@@ -8,8 +8,8 @@
 use super::Store;
 use super::log::{Origin, RECORD_LEN, Record, Recovered};
 use crate::errno::{Errno, Result};
-use crate::sys::Name;
 use crate::sys::stat::stat_at;
+use crate::sys::{Name, RealStat};
 use crate::types::{Kind, NodeId};
 use rustc_hash::FxHashSet;
 use rustix::fd::OwnedFd;
@@ -64,13 +64,18 @@ impl Store {
 pub(super) fn read(plinks: &OwnedFd, books: &OwnedFd, recovered: &mut Recovered) -> Result<()> {
     let mut booked = FxHashSet::default();
     let mut kept = FxHashSet::default();
-    for (named, real, btime) in list(plinks)? {
+    for (named, real, stat) in list(plinks)? {
+        let btime = stat.btime;
         if let Some((origin, source, delta)) = read_book(books, real)?
             && origin.btime == btime
         {
             // The log is newer, where it says something.
             recovered.origins.entry(real).or_insert(origin);
             recovered.links.entry(source).or_insert(delta);
+            if let Some(names) = recovered.names.remove(&source) {
+                let links = stat.nlink as i32 - 1;
+                recovered.links.insert(source, names - links);
+            }
             booked.insert(source);
             kept.insert(real);
         }
@@ -95,7 +100,8 @@ pub fn strays(
     recovered: &Recovered,
 ) -> Result<Vec<Name>> {
     let mut sound = FxHashSet::default();
-    for (node, real, btime) in list(plinks)? {
+    for (node, real, stat) in list(plinks)? {
+        let btime = stat.btime;
         let logged = recovered.origins.get(&real);
         let booked = match books {
             Some(books) => read_book(books, real)?,
@@ -125,8 +131,8 @@ pub fn stray_books(plinks: &OwnedFd, books: &OwnedFd) -> Result<Vec<Name>> {
         .collect())
 }
 
-/// The pseudo-links that are what their names say: number, inode, birth time.
-fn list(dir: &OwnedFd) -> Result<Vec<(NodeId, u64, crate::types::Timestamp)>> {
+/// The pseudo-links that are what their names say: number, inode, stat.
+fn list(dir: &OwnedFd) -> Result<Vec<(NodeId, u64, RealStat)>> {
     let mut found = Vec::new();
     for entry in Dir::read_from(dir)? {
         let entry = entry?;
@@ -141,7 +147,7 @@ fn list(dir: &OwnedFd) -> Result<Vec<(NodeId, u64, crate::types::Timestamp)>> {
             && stat.ino == real
             && stat.kind() != Kind::Dir
         {
-            found.push((NodeId(node), real, stat.btime));
+            found.push((NodeId(node), real, stat));
         }
     }
     Ok(found)

@@ -8,6 +8,9 @@ use crate::sys::RealStat;
 use crate::types::*;
 use std::sync::Arc;
 
+/// How often the attributes of a file are read that is moved meanwhile.
+const RETRIES: usize = 16;
+
 impl Union {
     /// GETATTR.
     pub fn getattr(&self, node: NodeId) -> Result<Attr> {
@@ -26,10 +29,32 @@ impl Union {
         }
     }
 
-    pub(super) fn file_attr(&self, node: &Node, stat: &RealStat) -> Attr {
+    pub(super) fn file_attr(&self, node: &Arc<Node>, stat: &RealStat) -> Attr {
+        if self.links.is_regrouped(node.id)
+            && let Some(attr) = self.counted_file_attr(node)
+        {
+            return attr;
+        }
         let mut attr = attr_from(node.id, stat);
         attr.nlink = self.links.nlink(node, stat);
         attr
+    }
+
+    /// The attributes of a file while links of it are made and removed. `None` = it is moved in this
+    /// moment.
+    fn counted_file_attr(&self, node: &Arc<Node>) -> Option<Attr> {
+        for _ in 0..RETRIES {
+            let _counting = self.links.counting(&[node.id]);
+            let Ok(stat) = self.place_locked(node).and_then(|(_, loc)| loc.stat()) else {
+                continue;
+            };
+            if stat.ino == node.inode().1 {
+                let mut attr = attr_from(node.id, &stat);
+                attr.nlink = self.links.nlink(node, &stat);
+                return Some(attr);
+            }
+        }
+        None
     }
 
     /// A directory shows the attributes of its topmost instance and an exact link count.

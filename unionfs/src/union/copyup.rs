@@ -12,7 +12,7 @@ use crate::errno::{Errno, Result};
 use crate::node::index::Found;
 use crate::node::{Node, Place, Present};
 use crate::sys::copy::copy_data;
-use crate::sys::stat::stat_fd;
+use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::{Loc, Name, RealStat, creds, with_write_permission};
 use crate::types::*;
 use parking_lot::{Condvar, Mutex};
@@ -329,9 +329,15 @@ impl Union {
         self.note_strangers(&parent, &mut ns);
         let dir = self.dir_fd_on(&parent, target.id)?;
         let before = stat_fd(&dir)?;
+        let old_plink = self.links.plink(node.id);
+        if old_plink.is_some() && stat_at(&dir, &home.name).is_ok_and(|s| s.kind() == node.kind) {
+            // The name is there, and leads to the pseudo-link wherever that is.
+            drop(ns);
+            return self.publish_unnamed(node, target, lower, copy);
+        }
         // `noplink`: one name parts from the others; the number is its own until the union is closed.
-        let parts = lower.nlink > 1 && !self.options().plink && self.links.plink(node.id).is_none();
-        let linked = lower.nlink > 1 && !parts;
+        let parts = lower.nlink > 1 && !self.options().plink && old_plink.is_none();
+        let linked = (lower.nlink > 1 || old_plink.is_some()) && !parts;
         if parts {
             self.inos.keep(&copy.stat, node.id);
         }
@@ -340,7 +346,7 @@ impl Union {
         } else {
             Some(self.remember_origin(node, target, copy, lower)?)
         };
-        let (old_delta, old_plink) = (self.links.delta(node.id), self.links.plink(node.id));
+        let old_delta = self.links.delta(node.id);
         if let Some(origin) = origin.filter(|_| linked) {
             let delta = self.links.nlink(node, lower) as i32 - 1;
             self.set_delta(node, target, origin.source, delta);
@@ -391,7 +397,8 @@ impl Union {
         let old_plink = self.links.plink(node.id);
         let names = self.links.nlink(node, lower) as i32;
         let joined = self.options().plink || old_plink.is_some();
-        if lower.nlink > 1 && names > 0 && joined {
+        let several = lower.nlink > 1 || old_plink.is_some();
+        if several && names > 0 && joined {
             let origin = self.remember_origin(node, target, copy, lower)?;
             self.set_delta(node, target, origin.source, names);
             self.add_plink(node, target, copy, origin, names)?;
@@ -450,7 +457,7 @@ impl Union {
     }
 
     /// `delta`: see [`Store::add_plink`].
-    fn add_plink(
+    pub(super) fn add_plink(
         &self,
         node: &Node,
         target: &Branch,
@@ -473,7 +480,7 @@ impl Union {
     }
 
     /// The node has a pseudo-link on a higher branch now: the old one leads nowhere any more.
-    fn leave_plink(&self, node: &Node, old: Option<Plink>) {
+    pub(super) fn leave_plink(&self, node: &Node, old: Option<Plink>) {
         if let Some(old) = old
             && let Ok(branch) = self.branch(old.branch)
             && let Some(store) = &branch.store

@@ -46,8 +46,8 @@ impl Union {
         rustix::fs::renameat_with(&fd_a, a.name, &fd_b, b.name, SysFlags::EXCHANGE)?;
         self.before_rename(first, a.dir, a.name);
         self.before_rename(second, b.dir, b.name);
-        self.moved(first, b, lower_a, &branch);
-        self.moved(second, a, lower_b, &branch);
+        self.moved(first, one.real, b, lower_a, &branch);
+        self.moved(second, two.real, a, lower_b, &branch);
         if let Some(index) = &mut dirs.source().index {
             index.set(
                 a.name,

@@ -10,8 +10,14 @@ use crate::node::Node;
 use crate::sys::RealStat;
 use crate::types::{BranchId, NodeId};
 use dashmap::DashMap;
+use parking_lot::{Mutex, MutexGuard};
 use rustc_hash::FxBuildHasher;
+use smallvec::SmallVec;
+use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Locks of [`LinkTable::counting`].
+const SHARDS: usize = 16;
 
 /// Where the copy of a multiply linked lower file is.
 #[derive(Clone, Copy, Debug)]
@@ -29,11 +35,49 @@ pub(super) struct LinkTable {
     deltas: DashMap<NodeId, i32, FxBuildHasher>,
     /// Lower files whose last name was deleted while somebody holds them.
     unnamed: DashMap<NodeId, (), FxBuildHasher>,
-    /// Entries in plinks and deltas: zero on most mounts, then no table is asked.
+    /// Files whose names move from one branch to another, or did: their links are counted with
+    /// [`Self::counting`].
+    regrouped: DashMap<NodeId, (), FxBuildHasher>,
+    /// Entries in these tables: zero on most mounts, then no table is asked.
     used: AtomicUsize,
+    /// Leaf locks, by number; see [`Self::counting`].
+    counting: [Mutex<()>; SHARDS],
+}
+
+/// The links of some files are counted; see [`LinkTable::counting`].
+#[must_use]
+pub(super) struct Counting<'a>(SmallVec<[MutexGuard<'a, ()>; 2]>);
+
+impl fmt::Debug for Counting<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Counting({})", self.0.len())
+    }
 }
 
 impl LinkTable {
+    /// Until the result is dropped, nobody else makes or removes links of these files together with
+    /// what the tables say of them: link count and tables fit together. Held over a few
+    /// system calls; of other locks only leaves are taken meanwhile.
+    pub(super) fn counting(&self, nodes: &[NodeId]) -> Counting<'_> {
+        let mut shards: SmallVec<[usize; 2]> =
+            nodes.iter().map(|n| n.0 as usize % SHARDS).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        Counting(shards.iter().map(|s| self.counting[*s].lock()).collect())
+    }
+
+    /// The names of this file move to another branch.
+    pub(super) fn mark_regrouped(&self, node: NodeId) {
+        if self.regrouped.insert(node, ()).is_none() {
+            self.used.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Do they, or did they since the node is known?
+    pub(super) fn is_regrouped(&self, node: NodeId) -> bool {
+        !self.is_empty() && self.regrouped.contains_key(&node)
+    }
+
     fn is_empty(&self) -> bool {
         self.used.load(Ordering::Relaxed) == 0
     }
@@ -43,7 +87,8 @@ impl LinkTable {
         let named = |node: &NodeId| !self.unnamed.contains_key(node);
         self.plinks.clear();
         self.deltas.retain(|node, _| !named(node));
-        self.used.store(self.deltas.len(), Ordering::Relaxed);
+        let used = self.deltas.len() + self.regrouped.len();
+        self.used.store(used, Ordering::Relaxed);
     }
 
     /// Entries of all tables.
@@ -120,6 +165,9 @@ impl LinkTable {
     /// The node was forgotten: a file whose last name is gone needs no delta any more. Others do,
     /// for the next time they are looked up.
     pub(super) fn forget(&self, node: NodeId) {
+        if !self.is_empty() && self.regrouped.remove(&node).is_some() {
+            self.used.fetch_sub(1, Ordering::Relaxed);
+        }
         if !self.is_empty()
             && !self.plinks.contains_key(&node)
             && self.unnamed.remove(&node).is_some()

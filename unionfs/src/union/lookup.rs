@@ -160,11 +160,8 @@ impl Union {
         if self.nodes.get(id).is_some_and(|n| n.kind != stat.kind()) {
             id = self.inos.fresh();
         }
-        let plink = if stat.nlink > 1 {
-            self.links.plink(id)
-        } else {
-            None
-        };
+        // Also of a file that has one name left here: the others may have moved to another branch.
+        let plink = self.links.plink(id);
         let home = Home {
             parent: Some(parent.clone()),
             name: Name::from_slice(name),

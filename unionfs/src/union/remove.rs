@@ -1,7 +1,7 @@
 //! UNLINK and RMDIR.
 
 use super::Union;
-use super::links::Plink;
+use super::links::{Counting, Plink};
 use super::names::{Leaving, unname};
 use super::namespace::Need;
 use crate::branch::Branch;
@@ -68,16 +68,23 @@ impl Union {
         let stat = stat_at(self.dir_fd_on(parent, found.top)?, name)?;
         let node = self.known_file(parent, name, found, &stat);
         let leaving = self.before_removal(node.as_ref(), (parent, name), &[parent.id])?;
+        let counting = self.counting_links(&stat);
         remove_file(target, &dir, name, physical, whiteout)?;
-        if let Some(index) = &mut ns.index {
-            index.remove(name, whiteout);
-        }
-        self.changed(parent, ns, target.id);
         if let Some(node) = &node {
             unname(node, leaving);
         }
         self.count_removal(node.as_ref(), target, &stat, physical);
+        drop(counting);
+        if let Some(index) = &mut ns.index {
+            index.remove(name, whiteout);
+        }
+        self.changed(parent, ns, target.id);
         Ok(())
+    }
+
+    /// Held from the removal of a name until it is counted, if the file has others.
+    pub(super) fn counting_links(&self, stat: &RealStat) -> Option<Counting<'_>> {
+        (stat.nlink > 1).then(|| self.links.counting(&[self.inos.number(stat)]))
     }
 
     /// Keeps the link counts right after a name of the file was removed.
@@ -102,7 +109,10 @@ impl Union {
             // It was no link of the file that holds the data (or is one still, only hidden).
             let delta = self.links.change_delta(id, -1);
             if stat.nlink > 1 || elsewhere {
-                self.record_delta(target, self.inos.source(stat), delta);
+                // Where the data is: with the pseudo-link the count is found again.
+                let holder = plink.and_then(|p| self.branch(p.branch).ok());
+                let holder = holder.as_ref().unwrap_or(target);
+                self.record_delta(holder, self.inos.source(stat), delta);
             }
             if node.is_some() && !elsewhere && stat.nlink as i32 + delta <= 0 {
                 self.links.mark_unnamed(id);

@@ -237,8 +237,13 @@ impl Union {
     /// The branch of what a name leads to: the copy, if it is a link of a file that was copied up
     /// under another of its names.
     pub(super) fn holder(&self, node: &Node, found: &Present) -> BranchId {
-        if node.kind != Kind::Dir && self.links.plink(node.id).is_some() {
-            node.inode().0
+        let holder = node.inode().0;
+        // A name above it is renamed as it is: it goes on leading to the pseudo-link.
+        if node.kind != Kind::Dir
+            && self.links.plink(node.id).is_some()
+            && !self.is_above(found.top, holder)
+        {
+            holder
         } else {
             found.top
         }
@@ -403,6 +408,8 @@ impl Union {
             None => None,
         };
         let physical = dest.is_some_and(|d| d.top == branch.id);
+        let counted = victim_stat.as_ref().filter(|s| s.kind() != Kind::Dir);
+        let counting = counted.and_then(|stat| self.counting_links(stat));
         self.move_on_branch(
             branch,
             &Move {
@@ -429,9 +436,10 @@ impl Union {
             }
             _ => {}
         }
+        drop(counting);
         drop(victim_ns);
         self.before_rename(node, from.dir, from.name);
-        self.moved(node, to, lower, branch);
+        self.moved(node, source.real, to, lower, branch);
         if let Some(index) = &mut dirs.source().index {
             index.remove(from.name, source.below);
         }
@@ -542,7 +550,15 @@ impl Union {
         }
     }
 
-    pub(super) fn moved(&self, node: &Arc<Node>, to: At<'_>, lower: Lower, branch: &Branch) {
+    /// `real`: the inode that was renamed on the branch.
+    pub(super) fn moved(
+        &self,
+        node: &Arc<Node>,
+        real: u64,
+        to: At<'_>,
+        lower: Lower,
+        branch: &Branch,
+    ) {
         match lower {
             Lower::Redirect(layers) => node.set_layers(Layers::new(layers)),
             // Lower parts stay behind: they were empty.
@@ -562,8 +578,16 @@ impl Union {
             Lower::None { .. } => {}
         }
         node.update_home(|h| {
+            // A name that only leads to the pseudo-link is no link of it.
+            let leads_there = node.kind != Kind::Dir && (h.branch, h.real) != (branch.id, real);
+            if leads_there && !matches!(h.place, Place::Plink) {
+                return;
+            }
             (h.parent, h.name) = (Some(to.dir.clone()), Name::from_slice(to.name));
-            (h.linked, h.place) = (true, Place::Named);
+            h.linked = true;
+            if !leads_there {
+                h.place = Place::Named;
+            }
         });
     }
 }

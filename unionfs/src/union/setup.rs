@@ -202,7 +202,9 @@ fn recover(branch: &Arc<Branch>, recovered: &Recovered, inos: &InoMap, links: &L
         }
     }
     for (source, &delta) in recovered.links.iter().filter(|(_, delta)| **delta != 0) {
-        if let Some(node) = inos.node_of(source) {
+        if let Some(node) = inos.node_of(source)
+            && links.plink(node).is_none()
+        {
             links.set_delta(node, delta);
         }
     }
@@ -214,7 +216,10 @@ fn recover(branch: &Arc<Branch>, recovered: &Recovered, inos: &InoMap, links: &L
             continue;
         };
         // A crash can leave the one from which it was brought up, on a lower branch.
-        if links.plink(node).is_some() {
+        if let Some(upper) = links.plink(node) {
+            if upper.branch != branch.id {
+                store.remove_plink(named, real);
+            }
             continue;
         }
         if node != named
@@ -233,6 +238,9 @@ fn recover(branch: &Arc<Branch>, recovered: &Recovered, inos: &InoMap, links: &L
             source: origin.source,
         };
         links.add_plink(node, plink);
+        // What other branches recorded of it is older.
+        let delta = recovered.links.get(&origin.source);
+        links.set_delta(node, delta.copied().unwrap_or_default());
     }
 }
 

@@ -10,12 +10,13 @@ use crate::node::{Namespace, Node, Place, Present};
 use crate::sys::stat::stat_at;
 use crate::sys::with_write_permission;
 use crate::sys::{Name, RealStat};
-use crate::types::{Kind, Timestamp};
+use crate::types::{Kind, NodeId, Timestamp};
 use crate::union::Union;
 use crate::union::copyup::{Copy, How};
 use crate::union::rename::At;
 use rustix::fd::OwnedFd;
 use rustix::fs::AtFlags;
+use smallvec::SmallVec;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -37,9 +38,27 @@ impl Union {
             Err(err) => return Err(err),
         };
         let node = held.node()?;
-        if let Some(outcome) = self.check_file(way, parent, name, node)? {
-            return Ok(outcome);
+        match self.check_file(way, parent, name, node)? {
+            Some(Outcome::Left(Reason::HardLinked)) if way.groups => {
+                return self.move_linked(way, parent, name, node);
+            }
+            Some(outcome) => return Ok(outcome),
+            None => {}
         }
+        let done = self.with_copy(way, node, |stat, copy| {
+            self.switch(way, parent, name, node, stat, copy)
+        })?;
+        Ok(done.unwrap_or(Outcome::Left(Reason::Changed)))
+    }
+
+    /// Calls `finish` with a complete copy of a file of the upper branch, while changes of the file
+    /// wait. `None` = it is not on that branch.
+    pub(super) fn with_copy<T>(
+        &self,
+        way: &Way,
+        node: &Arc<Node>,
+        finish: impl FnOnce(&RealStat, &mut Copy<'_>) -> Result<T>,
+    ) -> Result<Option<T>> {
         let place = || self.with_place(node, |b, loc| Ok((b.id, loc.stat()?, loc.clone())));
         for _ in 0..FREE_COPIES {
             let (branch, stat, loc) = place()?;
@@ -51,16 +70,16 @@ impl Union {
                 self.build_copy(node, &way.to, &way.from, &loc, &stat, How::default())?;
             let _nobody_changes = node.change.write();
             if settled && same_file(&stat, &place()?.1) {
-                return self.switch(way, parent, name, node, &stat, &mut copy);
+                return finish(&stat, &mut copy).map(Some);
             }
         }
         let _nobody_changes = node.change.write();
         let (branch, stat, loc) = place()?;
         if branch != way.from.id {
-            return Ok(Outcome::Left(Reason::Changed));
+            return Ok(None);
         }
         let mut copy = self.build_copy(node, &way.to, &way.from, &loc, &stat, How::default())?;
-        self.switch(way, parent, name, node, &stat, &mut copy)
+        finish(&stat, &mut copy).map(Some)
     }
 
     /// Before anything is copied: `Some` = it is not to be.
@@ -101,6 +120,33 @@ impl Union {
         node: &Arc<Node>,
         found: &Found,
     ) -> Result<std::result::Result<RealStat, Outcome>> {
+        let stat = match self.judge_name(way, parent, name, found)? {
+            Ok(stat) => stat,
+            Err(outcome) => return Ok(Err(outcome)),
+        };
+        let reason = if self.is_linked(node, &stat) {
+            Reason::HardLinked
+        } else if node.inode() != (way.from.id, stat.ino) {
+            Reason::Changed
+        } else {
+            return Ok(Ok(stat));
+        };
+        Ok(Err(Outcome::Left(reason)))
+    }
+
+    /// Has a file of the upper branch other names?
+    fn is_linked(&self, node: &Node, stat: &RealStat) -> bool {
+        stat.nlink > 1 || self.links.plink(node.id).is_some() || self.links.delta(node.id) != 0
+    }
+
+    /// May a name of the upper branch be moved, whatever file it leads to?
+    pub(super) fn judge_name(
+        &self,
+        way: &Way,
+        parent: &Arc<Node>,
+        name: &[u8],
+        found: &Found,
+    ) -> Result<std::result::Result<RealStat, Outcome>> {
         let left = |reason| Ok(Err(Outcome::Left(reason)));
         let Found::Present(found) = found else {
             return Ok(Err(Outcome::Gone));
@@ -117,13 +163,6 @@ impl Union {
             return left(Reason::Changed);
         }
         let stat = stat_at(self.dir_fd_on(parent, way.from.id)?, name)?;
-        let several = stat.nlink > 1 && stat.kind() != Kind::Dir;
-        if several || self.links.plink(node.id).is_some() || self.links.delta(node.id) != 0 {
-            return left(Reason::HardLinked);
-        }
-        if node.inode() != (way.from.id, stat.ino) {
-            return left(Reason::Changed);
-        }
         if let Some(reason) = self.in_the_way(way, parent, name)? {
             return left(reason);
         }
@@ -198,6 +237,24 @@ impl Union {
         name: &[u8],
         copy: &mut Copy<'_>,
     ) -> Result<()> {
+        self.replace_below(way, parent, lower, name, &[], || {
+            rustix::fs::renameat(copy.store.tmp(), &*copy.temp, lower, name)
+        })?;
+        copy.published = true;
+        Ok(())
+    }
+
+    /// Lets `put` give something the name on the lower branch, by a rename; the links of the files
+    /// in `counted` are counted anew by it.
+    pub(super) fn replace_below(
+        &self,
+        way: &Way,
+        parent: &Arc<Node>,
+        lower: &Arc<OwnedFd>,
+        name: &[u8],
+        counted: &[NodeId],
+        put: impl Fn() -> Result<()>,
+    ) -> Result<()> {
         let old = match stat_at(lower, name) {
             Ok(old) if old.kind() == Kind::Dir => {
                 self.clear_below(way, parent, lower, name)?;
@@ -212,11 +269,14 @@ impl Union {
             Some(old) => self.before_replacing(way, parent, name, old)?,
             None => None,
         };
-        let temp = (copy.store.tmp(), &copy.temp);
-        with_write_permission(lower, || {
-            rustix::fs::renameat(temp.0, &**temp.1, lower, name)
-        })?;
-        copy.published = true;
+        let mut counted: SmallVec<[NodeId; 2]> = SmallVec::from_slice(counted);
+        counted.extend(
+            old.iter()
+                .filter(|o| o.nlink > 1)
+                .map(|o| self.inos.number(o)),
+        );
+        let _counting = self.links.counting(&counted);
+        with_write_permission(lower, put)?;
         if let Some(old) = &old {
             self.after_replacing(way, replaced, old);
         }
@@ -261,7 +321,7 @@ impl Union {
 
 /// A whiteout beside an entry hides only what is below: on the lower branch it has become useless,
 /// on the upper one it would hide the file that was moved.
-fn drop_whiteout_beside(branch: &Branch, dir: &Arc<OwnedFd>, name: &[u8]) -> Result<()> {
+pub(super) fn drop_whiteout_beside(branch: &Branch, dir: &Arc<OwnedFd>, name: &[u8]) -> Result<()> {
     if branch.whiteout_is_separate(name) && branch.has_whiteout(dir, name)? {
         return drop_whiteout(branch, dir, name);
     }

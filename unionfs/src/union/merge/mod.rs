@@ -8,6 +8,7 @@
 
 mod dir;
 mod file;
+mod group;
 mod marks;
 mod raw;
 mod walk;
@@ -105,7 +106,9 @@ impl Reason {
             Self::Upper => "another branch above the lower one holds this name",
             Self::Whiteout => "a whiteout on a branch between the two would hide it",
             Self::Opaque => "an opaque directory on a branch between the two would hide it",
-            Self::HardLinked => "has several names, which must stay one file: it is not moved",
+            Self::HardLinked => {
+                "has several names, which must stay one file: move them with `uaufs merge`"
+            }
             Self::Busy => "is open: close it and try again",
             Self::Redirected => "belongs to a renamed directory",
             Self::Mounted => "something is mounted there",
@@ -189,6 +192,8 @@ struct Way {
     own_copy: bool,
     /// The upper one stays.
     keep_upper: bool,
+    /// Files with several names are moved, name by name.
+    groups: bool,
     /// Directories that were moved out of sight on the lower branch: emptied when no lock is held.
     trash: Mutex<Vec<Name>>,
 }
@@ -247,6 +252,7 @@ impl Union {
             overwrite: true,
             own_copy: true,
             keep_upper: false,
+            groups: true,
             trash: Mutex::default(),
         })
     }
@@ -295,6 +301,7 @@ impl Union {
         let mut way = self.way(from, to, options)?;
         (way.overwrite, way.own_copy, way.keep_upper) =
             (how.overwrite, how.own_copy, how.keep_upper);
+        way.groups = false;
         if let Some(reason) = self.bring_dirs(&way, parent)? {
             return Ok(Outcome::Left(reason));
         }

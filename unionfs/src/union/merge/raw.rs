@@ -143,6 +143,7 @@ impl Union {
         };
         if stat.kind() != Kind::Dir {
             let replaced = self.before_replacing(way, dir, name, &stat)?;
+            let _counting = self.counting_links(&stat);
             with_write_permission(fd, || rustix::fs::unlinkat(fd, name, AtFlags::empty()))?;
             self.after_replacing(way, replaced, &stat);
             return Ok(());
@@ -182,18 +183,31 @@ impl Union {
         Ok(Some((node, leaving)))
     }
 
-    /// It is gone.
+    /// It is gone. The name was hidden, so it was none of those that the union shows of the file.
     pub(super) fn after_replacing(
         &self,
         way: &Way,
         replaced: Option<(Arc<Node>, Leaving)>,
         stat: &RealStat,
     ) {
-        let node = replaced.map(|(node, leaving)| {
+        if let Some((node, leaving)) = replaced {
             unname(&node, leaving);
-            node
-        });
-        self.count_removal(node.as_ref(), &way.to, stat, true);
+        }
+        if stat.nlink == 1 {
+            if self.inos.drop_origin(stat.dev, stat.ino, stat.btime) {
+                self.record_gone(&way.to, stat.ino);
+            }
+            return;
+        }
+        let id = self.inos.number(stat);
+        let counted = match self.links.plink(id) {
+            Some(plink) => (plink.branch, plink.real) == (way.to.id, stat.ino),
+            None => self.links.delta(id) < 0,
+        };
+        if counted {
+            let delta = self.links.change_delta(id, 1);
+            self.record_delta(&way.to, self.inos.source(stat), delta);
+        }
     }
 
     /// What was done to a directory of a branch reaches the disk before the other branch is changed.
