@@ -5,7 +5,7 @@
 //! asked.
 
 use crate::branch::books::last_stack;
-use crate::branch::offline::format_at;
+use crate::branch::offline::{format_at, is_locked};
 use crate::control::ask::ask_at;
 use crate::control::moving::{StepLine, Total, merge_failure};
 use crate::control::protocol::MergeHow;
@@ -60,14 +60,32 @@ pub fn merge(job: &Job, tell: &mut dyn FnMut(&StepLine)) -> Result<Total, Failur
             return Err(merge_failure(Errno::INVAL));
         }
     }
+    // Opening waits a while for a daemon that ends: one that has both branches is asked at once.
+    if (is_locked(&from)? || is_locked(&to)?)
+        && let Some(mountpoint) = mount_with(&from, &to)
+    {
+        return merge_live(job, (&from, &to), &mountpoint, tell);
+    }
     match open_union(job, &from, &to) {
         Ok(union) => merge_here(&union, job, tell),
         Err(SetupError::Path {
             errno: Errno::AGAIN,
             ..
-        }) => merge_live(job, &from, &to, tell),
+        }) => match mount_with(&from, &to) {
+            Some(mountpoint) => merge_live(job, (&from, &to), &mountpoint, tell),
+            None => Err(out_of_reach(&from)),
+        },
         Err(error) => Err(error.into()),
     }
+}
+
+fn out_of_reach(from: &Path) -> Failure {
+    let from = Shown(from.as_os_str().as_bytes()).to_string();
+    Failure::because(
+        Errno::AGAIN,
+        format_args!("{from}: in use"),
+        "no mount that can be reached has both branches: unmount it, or run this where it is mounted",
+    )
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
@@ -186,25 +204,17 @@ fn merge_here(union: &Union, job: &Job, tell: &mut dyn FnMut(&StepLine)) -> Resu
 
 fn merge_live(
     job: &Job,
-    from: &Path,
-    to: &Path,
+    (from, to): (&Path, &Path),
+    mountpoint: &Path,
     tell: &mut dyn FnMut(&StepLine),
 ) -> Result<Total, Failure> {
-    let Some(mountpoint) = mount_with(from, to) else {
-        let from = Shown(from.as_os_str().as_bytes()).to_string();
-        return Err(Failure::because(
-            Errno::AGAIN,
-            format_args!("{from}: in use"),
-            "no mount that can be reached has both branches: unmount it, or run this where it is mounted",
-        ));
-    };
     let open = |path: &Path| -> Result<OwnedFd, Failure> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         openat(CWD, path, flags, Mode::empty())
             .map_err(|errno| Failure::new(errno, Shown(path.as_os_str().as_bytes())))
     };
     let (upper, lower) = (open(from)?, open(to)?);
-    let client = Client::connect(&mountpoint)?;
+    let client = Client::connect(mountpoint)?;
     let result = client.request(
         &Request::Merge(job.how),
         &[upper.as_fd(), lower.as_fd()],

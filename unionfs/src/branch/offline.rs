@@ -7,7 +7,7 @@ use crate::spec::Format;
 use crate::sys::creds;
 use crate::whiteout::STORE_DIR;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, openat};
 use std::path::{Path, PathBuf};
 
 const LISTING: OFlags = OFlags::RDONLY
@@ -102,6 +102,21 @@ pub fn format_at(path: &Path) -> std::result::Result<Format, SetupError> {
         Some(format) => Ok(format),
         None => format_by_marks(path, &root),
     }
+}
+
+/// Has somebody the lock of the branch at `path` in this moment? Nothing is waited for.
+///
+/// # Errors
+/// Those of opening the branch.
+pub fn is_locked(path: &Path) -> std::result::Result<bool, SetupError> {
+    let root = open_dir(path, "branch")?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let books = existing(root.as_fd(), STORE_DIR).ok().flatten();
+    let lock = books.and_then(|books| openat(books, c"lock", flags, Mode::empty()).ok());
+    Ok(lock.is_some_and(|lock| {
+        let tried = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive);
+        tried == Err(Errno::AGAIN)
+    }))
 }
 
 impl Offline {
