@@ -343,13 +343,19 @@ impl Run {
             } => self.list_while_changing(*dir, usize::from(*chunk), *plus, changes),
             Op::Forget { backwards } => self.forget_all(*backwards),
             Op::Remount { clean } => self.remount(*clean),
-            Op::Merge => self.merge(),
+            // Sometimes to the end, sometimes only a few entries.
+            Op::Merge => self.merge_some(self.log.len() % 8),
             Op::Compare => self.compare(),
         }
     }
 
     /// Merges the first writable branch into the second. Nobody sees a difference.
     pub fn merge(&mut self) -> Result<()> {
+        self.merge_some(0)
+    }
+
+    /// The same, stopped after so many steps; 0 = not stopped.
+    fn merge_some(&mut self, most: usize) -> Result<()> {
         let writable: Vec<BranchId> = self.branches.stack.writable().collect();
         let [from, to, ..] = writable[..] else {
             return Ok(());
@@ -357,7 +363,8 @@ impl Run {
         if self.branches.stack.format != Format::Aufs {
             return Ok(());
         }
-        self.say(format_args!("merge"));
+        self.say(format_args!("merge {most}"));
+        let mut steps = 0;
         let mut failed = Vec::new();
         let merged = self
             .union()?
@@ -365,7 +372,11 @@ impl Run {
                 if let Err(err) = step.done {
                     failed.push(format!("{}: {err}", step.path.escape_ascii()));
                 }
-                ControlFlow::Continue(())
+                steps += 1;
+                match steps == most {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                }
             })?;
         ensure!(failed.is_empty(), "{failed:?}");
         self.say(format_args!("{merged:?}"));

@@ -19,14 +19,13 @@ impl Union {
     }
 
     pub(super) fn attr_of(&self, node: &Arc<Node>) -> Result<Attr> {
-        let stat = self.with_place(node, |_, loc| loc.stat())?;
         if node.kind == Kind::Dir {
-            self.dir_attr(node, &stat)
-        } else {
-            let mut attr = self.file_attr(node, &stat);
-            self.count_blocks(node, &mut attr);
-            Ok(attr)
+            return self.dir_attr(node);
         }
+        let stat = self.with_place(node, |_, loc| loc.stat())?;
+        let mut attr = self.file_attr(node, &stat);
+        self.count_blocks(node, &mut attr);
+        Ok(attr)
     }
 
     pub(super) fn file_attr(&self, node: &Arc<Node>, stat: &RealStat) -> Attr {
@@ -58,14 +57,17 @@ impl Union {
     }
 
     /// A directory shows the attributes of its topmost instance and an exact link count.
-    fn dir_attr(&self, node: &Arc<Node>, stat: &RealStat) -> Result<Attr> {
-        let mut attr = attr_from(node.id, stat);
+    fn dir_attr(&self, node: &Arc<Node>) -> Result<Attr> {
+        // First the names: while something is moved between branches, times are not what they were.
         let ns = match self.ns_read(node, Need::Names) {
-            Ok(ns) => ns,
+            Ok(ns) => Some(ns),
             // A user's daemon that may not list it: the topmost instance's own count has to do.
-            Err(Errno::ACCESS | Errno::PERM) => return Ok(attr),
+            Err(Errno::ACCESS | Errno::PERM) => None,
             Err(err) => return Err(err),
         };
+        let stat = self.with_place(node, |_, loc| loc.stat())?;
+        let mut attr = attr_from(node.id, &stat);
+        let Some(ns) = ns else { return Ok(attr) };
         if ns.dead {
             attr.nlink = 0;
         } else if let (Some(index), true) = (&ns.index, stat.nlink > 1) {

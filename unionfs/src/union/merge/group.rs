@@ -240,7 +240,10 @@ impl Union {
             })?;
             self.links.change_delta(node.id, -1);
             Ok(())
-        })
+        })?;
+        // From here on links that are made and removed count again.
+        let (source, delta) = (plink.source, self.links.delta(node.id));
+        store.record(Record::Links { source, delta })
     }
 
     /// The upper branch has no name of the file any more.
