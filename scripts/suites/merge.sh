@@ -60,6 +60,8 @@ merge_round() {
         if kill -0 "$merger" 2>/dev/null; then
             : >"$WORK/killed"
             kill -9 "$DAEMON"
+            # The shell need not tell.
+            wait "$DAEMON" 2>/dev/null || true
             result=1
         fi
     fi
