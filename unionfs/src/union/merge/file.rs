@@ -120,7 +120,7 @@ impl Union {
         node: &Arc<Node>,
         found: &Found,
     ) -> Result<std::result::Result<RealStat, Outcome>> {
-        let stat = match self.judge_name(way, parent, name, found)? {
+        let stat = match self.judge_name(way, parent, name, node.id, found)? {
             Ok(stat) => stat,
             Err(outcome) => return Ok(Err(outcome)),
         };
@@ -145,6 +145,7 @@ impl Union {
         way: &Way,
         parent: &Arc<Node>,
         name: &[u8],
+        node: NodeId,
         found: &Found,
     ) -> Result<std::result::Result<RealStat, Outcome>> {
         let left = |reason| Ok(Err(Outcome::Left(reason)));
@@ -170,7 +171,7 @@ impl Union {
             && let Some(layer) = parent.layer_on(way.to.id)
             && let Ok(lower) = stat_at(self.dir_fd(parent, &layer)?, name)
             && !way.to.is_whiteout_device(&lower, name)
-            && !(way.own_copy && self.inos.number(&lower) == node.id)
+            && !(way.own_copy && self.inos.number(&lower) == node)
         {
             return left(Reason::Exists);
         }

@@ -80,7 +80,7 @@ impl Union {
         node: &Arc<Node>,
     ) -> Result<std::result::Result<RealStat, Outcome>> {
         let found = self.resolve(parent, ns, name)?;
-        let judged = self.judge_name(way, parent, name, &found)?;
+        let judged = self.judge_name(way, parent, name, node.id, &found)?;
         Ok(judged.and_then(|stat| {
             let number = self.file_number(parent.id, name, way.from.id, &stat);
             if number == node.id && stat.kind() == node.kind {
