@@ -2,8 +2,7 @@
 # Branches of other union filesystems: what fuse-overlayfs, the kernel's overlayfs and unionfs-fuse wrote shows as the
 # same tree in uaufs, as it is and converted; what uaufs wrote in the overlay format shows as the same tree in the first two.
 
-# The peers, and where each has its branches: lower directories l1 (topmost) to l3 and u are below $WORK/f.
-FORMATS_PEERS=(overlayfs fuse-overlayfs unionfs-fuse)
+# Below $WORK/f: u over l1 to l3 (the lowest), the work directory w, and the mount point m.
 
 # formats_lower SEED: three plain trees that share names.
 formats_lower() {
@@ -82,8 +81,17 @@ formats_fresh() {
 formats_read() {
     local peer=$1 seed=$2 label="formats $1 seed $2"
     formats_fresh "$seed"
+    if [[ $peer == unionfs-fuse ]]; then formats_agree; fi
     if ! formats_write "$seed" "$peer" 2>"$WORK/error"; then
         fail "$label: $peer itself: $(tail -n 1 "$WORK/error")"
+        return
+    fi
+    # unionfs-fuse passes over files between directories, as AUFS does.
+    if [[ $peer == unionfs-fuse ]]; then
+        formats_check "$label, as lower layers" uaufs-branches "$WORK/f/u=ro+wh"
+        cp -a "$WORK/f/u" "$WORK/f/kept"
+        formats_convert "$label" aufs "$WORK/f/kept"
+        formats_convert "$label" overlay "$WORK/f/u"
         return
     fi
     formats_check "$label, as lower layers" uaufs-readonly
@@ -92,26 +100,34 @@ formats_read() {
     formats_convert "$label" aufs "$WORK/f/kept"
 }
 
-# formats_agree: where a file on l2 lies between directories, overlayfs ends the directory and AUFS passes the file over.
-# What the two see differently on l3 is taken away.
+# formats_agree: where a file lies above a directory, overlayfs ends another one above it there, and AUFS passes the file
+# over. What the two see differently is taken away.
 formats_agree() {
-    local path
-    while IFS= read -r -d '' path; do
-        if [[ -L $WORK/f/l2/$path || (-e $WORK/f/l2/$path && ! -d $WORK/f/l2/$path) ]]; then
-            rm -rf "$WORK/f/l3/$path"
-        fi
-    done < <(find "$WORK/f/l1" -mindepth 1 -type d -printf '%P\0')
+    local path layer above=("$WORK/f/l1") below
+    for below in "$WORK/f/l2" "$WORK/f/l3"; do
+        for layer in "${above[@]}"; do
+            while IFS= read -r -d '' path; do
+                if [[ -d $below/$path && ! -L $below/$path ]]; then rm -rf "${below:?}/$path"; fi
+            done < <(find "$layer" -mindepth 1 ! -type d -printf '%P\0')
+        done
+        above+=("$below")
+    done
 }
 
 # formats_convert LABEL FORMAT BRANCH
 formats_convert() {
-    local label="$1, converted to $2"
-    formats_agree
-    if ! "$UAUFS" convert "$3" --to "$2" >"$WORK/error" 2>&1; then
+    local label="$1, converted to $2" top=$WORK/f
+    local lowers=(--lower "$top/l1" --lower "$top/l2" --lower "$top/l3")
+    if [[ $1 != *unionfs-fuse* ]]; then formats_agree; fi
+    if ! "$UAUFS" convert "$3" --to "$2" "${lowers[@]}" >"$WORK/error" 2>&1; then
         fail "$label: $(tail -n 1 "$WORK/error")"
         return
     fi
-    formats_check "$label" uaufs-branches "$3=ro+wh"
+    if [[ $2 == overlay ]]; then
+        formats_check "$label" uaufs-readonly
+    else
+        formats_check "$label" uaufs-branches "$3=ro+wh"
+    fi
 }
 
 # formats_written PEER SEED: written by uaufs, read by a peer.
@@ -136,12 +152,13 @@ suite_formats() {
     fi
     need_packages fuse-overlayfs unionfs-fuse
     for ((seed = 1; seed <= seeds; seed++)); do
-        for peer in ${FORMATS_ONLY:-overlayfs fuse-overlayfs}; do
+        for peer in ${FORMATS_ONLY:-overlayfs fuse-overlayfs unionfs-fuse}; do
             # What it does not know of after a remount.
             FORMATS_IGNORE=()
             if [[ $peer != overlayfs ]]; then FORMATS_IGNORE=(--ignore nlink --ignore group); fi
+            if [[ $peer == unionfs-fuse ]]; then FORMATS_IGNORE+=(--ignore xattrs); fi
             formats_read "$peer" "$seed"
-            formats_written "$peer" "$seed"
+            if [[ $peer != unionfs-fuse ]]; then formats_written "$peer" "$seed"; fi
         done
     done
     unmount_below "$WORK/f"

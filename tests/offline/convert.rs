@@ -24,6 +24,7 @@ fn request(f: &Fixture, to: Format, work: bool) -> Request {
         from: None,
         workdir: work.then(|| f.path("work")),
         user_attributes: false,
+        lowers: Vec::new(),
         dry_run: false,
     }
 }
@@ -261,6 +262,7 @@ fn crash_child() {
         from: None,
         workdir: Some(dir.join("work")),
         user_attributes: false,
+        lowers: Vec::new(),
         dry_run: false,
     })
     .unwrap();

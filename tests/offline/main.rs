@@ -14,3 +14,4 @@ mod merge;
 #[allow(dead_code, reason = "shared with other tests")]
 #[path = "../common/trace.rs"]
 mod trace;
+mod unionfs_fuse;

@@ -11,6 +11,8 @@ pub struct Stack {
     branches: Vec<Arc<Branch>>,
     /// Position by identity; `u16::MAX` = no longer a member.
     positions: Vec<u16>,
+    /// Does one hide names that are written down elsewhere than in their directory?
+    hides: bool,
 }
 
 impl Stack {
@@ -25,10 +27,17 @@ impl Stack {
         for (i, branch) in branches.iter().enumerate() {
             positions[usize::from(branch.id.0)] = i as u16;
         }
+        let hides = branches.iter().any(|b| b.hidden.is_some());
         Self {
             branches,
             positions,
+            hides,
         }
+    }
+
+    /// Does a branch hide names that are written down elsewhere than in their directory?
+    pub fn hides(&self) -> bool {
+        self.hides
     }
 
     /// Topmost first.

@@ -6,6 +6,7 @@
 pub mod books;
 pub mod detect;
 pub mod dirren;
+pub mod hidden;
 pub mod log;
 pub mod marks;
 pub mod metacopy;
@@ -47,6 +48,8 @@ pub struct Branch {
     pub root_ino: u64,
     /// The private clone has no submounts, so every directory below belongs to the branch.
     pub is_clone: bool,
+    /// What unionfs-fuse deleted; readonly branches only whose whiteouts count.
+    pub hidden: Option<Arc<hidden::Hidden>>,
     /// Bookkeeping; writable branches only.
     pub store: Option<Arc<Store>>,
 }

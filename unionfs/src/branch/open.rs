@@ -1,6 +1,7 @@
 //! Opening the branches of a mount: checks, private clones, locks, and errors that people can act on.
 
 use super::Branch;
+use super::hidden::Hidden;
 use super::log::Recovered;
 use super::offline;
 use super::store::Store;
@@ -234,6 +235,7 @@ pub fn open_again<'a>(
             mnt_id: old.mnt_id,
             root_ino: old.root_ino,
             is_clone: old.is_clone,
+            hidden: old.hidden.clone(),
             store: old.store.clone(),
         }));
     }
@@ -317,6 +319,7 @@ fn open_one(
     }
     let stat = stat_fd(&root).map_err(|e| path_error(&c.spec.path, e, "cannot stat the branch"))?;
     let fs = rustix::fs::fstatvfs(&root).map_or(0, |s| s.f_fsid);
+    let hidden = deletions(&c, &root)?;
     let branch = Branch {
         id,
         path: c.real_path,
@@ -328,6 +331,7 @@ fn open_one(
         mnt_id: stat.mnt_id,
         root_ino: stat.ino,
         is_clone,
+        hidden,
         store,
     };
     Ok((Arc::new(branch), recovered))
@@ -348,6 +352,21 @@ fn format_as_found(c: &Candidate) -> Result<Option<Format>, SetupError> {
         return Ok(None);
     }
     super::detect::in_tree(&root).map_err(|errno| path_error(path, errno, "cannot read the branch"))
+}
+
+/// What unionfs-fuse deleted: it is known by its own directory, and only read.
+fn deletions(c: &Candidate, root: &OwnedFd) -> Result<Option<Arc<Hidden>>, SetupError> {
+    if c.spec.perm.writable() || !c.spec.perm.whiteouts {
+        return Ok(None);
+    }
+    let read = Hidden::read(root).map_err(|errno| {
+        path_error(&c.spec.path, errno, "cannot read what unionfs-fuse deleted")
+    })?;
+    let hidden = read.filter(|hidden| hidden.dirs().next().is_some());
+    if hidden.is_some() {
+        log::info!("{}: written by unionfs-fuse", c.spec.path.display());
+    }
+    Ok(hidden.map(Arc::new))
 }
 
 /// A branch of which some names are in one format and some in another.

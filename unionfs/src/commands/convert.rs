@@ -23,6 +23,9 @@ pub struct ConvertArgs {
     /// Write attributes that plain users may write (overlayfs: userxattr)
     #[arg(long)]
     pub userxattr: bool,
+    /// A branch below, topmost first: what unionfs-fuse hides in directories of it needs them here
+    #[arg(long, value_name = "DIR")]
+    pub lower: Vec<PathBuf>,
     /// Only tell what would be done
     #[arg(long)]
     pub dry_run: bool,
@@ -45,6 +48,7 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<u8> {
         from: args.from.map(Into::into),
         workdir: args.workdir.clone(),
         user_attributes: args.userxattr,
+        lowers: args.lower.clone(),
         dry_run: args.dry_run,
     })?;
     let mut out = std::io::stdout().lock();

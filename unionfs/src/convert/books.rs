@@ -130,6 +130,12 @@ pub(super) fn leave_overlay(aufs: &mut Offline, overlay: &Offline) -> Result<()>
             Err(err) => return Err(err),
         }
     }
+    finish_aufs(aufs)
+}
+
+/// The branch is in AUFS's format now.
+pub(super) fn finish_aufs(aufs: &Offline) -> Result<()> {
+    let books = aufs.books().ok_or(Errno::IO)?;
     store::write_format(books, Format::Aufs)?;
     rustix::fs::fsync(books)?;
     unlinkat(books, CONVERTING, AtFlags::empty())

@@ -6,6 +6,7 @@
 //! the same to a reader who knows both formats.
 
 mod books;
+mod from_hidden;
 mod survey;
 mod to_aufs;
 mod to_overlay;
@@ -14,6 +15,7 @@ pub use survey::{Obstacle, Why};
 
 use crate::branch::dirren;
 use crate::branch::dirren::Recorded;
+use crate::branch::hidden::Hidden;
 use crate::branch::offline::Offline;
 use crate::branch::overlay::{self, Attributes};
 use crate::errno::{Errno, Result};
@@ -23,6 +25,7 @@ use crate::sys::stat::{RealStat, stat_at, stat_fd};
 use crate::sys::walk::{Children, Here, Step, entries, tree};
 use crate::sys::{Loc, Name, xattr};
 use crate::types::{Kind, SetTime};
+use from_hidden::FromHidden;
 use rustix::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,6 +43,9 @@ pub struct Request {
     pub workdir: Option<PathBuf>,
     /// Attributes that plain users may write (`userxattr`), not root's.
     pub user_attributes: bool,
+    /// The branches below, topmost first: for directories in which unionfs-fuse hides something, and
+    /// that only they have.
+    pub lowers: Vec<PathBuf>,
     /// Only tell what would be done.
     pub dry_run: bool,
 }
@@ -100,6 +106,13 @@ pub fn run(request: &Request) -> std::result::Result<End, SetupError> {
         return Ok(End::Converted(Changes::default()));
     }
     let begun = books::begun(&aufs).map_err(failed)?;
+    if request.from.is_none()
+        && begun != Some(Format::Overlay)
+        && let Some(hidden) = Hidden::read(&root).map_err(failed)?
+    {
+        drop(overlay);
+        return run_from_hidden(request, aufs, &root, hidden, begun.is_some());
+    }
     if begun.is_some_and(|to| to != request.to) {
         let what = "is half converted to the other format: finish that first";
         return Err(error(path, Errno::BUSY, what));
@@ -136,6 +149,55 @@ pub fn run(request: &Request) -> std::result::Result<End, SetupError> {
     job.changes = Changes::default();
     job.convert(request.to).map_err(failed)?;
     Ok(End::Converted(job.changes))
+}
+
+/// A branch of unionfs-fuse becomes one of AUFS, and then what is asked for.
+fn run_from_hidden(
+    request: &Request,
+    mut aufs: Offline,
+    root: &OwnedFd,
+    hidden: Hidden,
+    resumed: bool,
+) -> std::result::Result<End, SetupError> {
+    let failed = |errno| error(&request.branch, errno, "cannot convert the branch");
+    let opened: std::result::Result<Vec<_>, SetupError> = request
+        .lowers
+        .iter()
+        .map(|path| Offline::open(path, None, None).map(|lower| lower.root))
+        .collect();
+    let from = FromHidden {
+        root,
+        lowers: &opened?,
+        hidden,
+    };
+    let mut changes = Changes::default();
+    let mut obstacles = from.survey(&mut changes).map_err(failed)?;
+    if request.to == Format::Overlay && !resumed {
+        // Found before anything is changed, as always.
+        let dry_run = Request {
+            from: Some(Format::Aufs),
+            dry_run: true,
+            ..request.clone()
+        };
+        if let End::Impossible(more) = run(&dry_run)? {
+            obstacles.extend(more);
+        }
+    }
+    if !obstacles.is_empty() {
+        return Ok(End::Impossible(obstacles));
+    }
+    if request.dry_run {
+        return Ok(End::Converted(changes));
+    }
+    changes = Changes::default();
+    books::begin(&mut aufs, Format::Aufs).map_err(failed)?;
+    from.convert(&mut aufs, &mut changes).map_err(failed)?;
+    books::finish_aufs(&aufs).map_err(failed)?;
+    drop(aufs);
+    run(request).map(|end| match end {
+        End::Converted(_) => End::Converted(changes),
+        impossible => impossible,
+    })
 }
 
 fn other(format: Format) -> Format {

@@ -33,6 +33,8 @@ pub enum Why {
     NeedsWorkdir,
     /// The work directory is on another filesystem.
     OtherFilesystem,
+    /// Hides something in a directory that only lower branches have.
+    NeedsLower,
     /// A directory that cannot be entered.
     Closed,
 }
@@ -50,6 +52,9 @@ impl fmt::Display for Why {
             Self::AufsRecord => "a renamed directory's record of AUFS: it has no other form",
             Self::NeedsWorkdir => "has to move to a work directory: name one with --workdir",
             Self::OtherFilesystem => "the work directory is on another filesystem: use one on this",
+            Self::NeedsLower => {
+                "hides names, but is on lower branches only: name those with --lower"
+            }
             Self::Closed => "cannot be entered: unmount what lies there, or make it readable",
         })
     }

@@ -3,6 +3,7 @@
 use super::fix;
 use super::lower;
 use super::{Checker, Prefer, Problem, Remedy};
+use crate::branch::hidden::META;
 use crate::branch::overlay::{self, Attributes};
 use crate::branch::{dirren::Recorded, marks};
 use crate::errno::{Errno, Result};
@@ -38,6 +39,12 @@ impl Checker<'_> {
         let mut children = Vec::new();
         for (name, kind) in entries(here.dir)? {
             match classify(&name) {
+                NameClass::Plain
+                    if here.path.is_empty() && META.contains(&&*name) && kind == Kind::Dir =>
+                {
+                    let remedy = Remedy::ByHand("bring them to a format with `uaufs convert`");
+                    self.found(name.to_vec(), Problem::UnionfsFuse, remedy, |_| Ok(()));
+                }
                 NameClass::Plain => {
                     let enter = self.check_plain(here, &name, kind, own_path)?;
                     if enter && kind == Kind::Dir {

@@ -36,6 +36,8 @@ pub enum Problem {
     OddBookkeeping,
     /// Marks of another format than the branch's.
     MixedFormat,
+    /// Deletions of unionfs-fuse, which hide nothing here.
+    UnionfsFuse,
     /// A conversion to another format was interrupted.
     HalfConverted,
     /// The lower part of a renamed directory is on no branch below.
@@ -85,6 +87,7 @@ impl fmt::Display for Problem {
             Self::DamagedLog => "log with damaged records",
             Self::OddBookkeeping => "bookkeeping of the wrong type",
             Self::MixedFormat => "mark of another format than the branch's",
+            Self::UnionfsFuse => "deletions as unionfs-fuse writes them",
             Self::HalfConverted => "conversion to another format not finished",
             Self::LostRedirect => "renamed directory whose lower part is gone",
             Self::LostData => "file whose data is on no branch below",

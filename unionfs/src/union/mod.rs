@@ -16,6 +16,7 @@ mod exchange;
 mod gate;
 mod guard;
 mod held;
+mod hidden;
 mod links;
 mod list;
 mod live;

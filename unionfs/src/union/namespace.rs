@@ -129,6 +129,7 @@ impl Union {
                     || node.layers().len() > 1
                     || options.strict
                     || options.show_whiteouts
+                    || self.stack().hides()
             }
             (Some(_), _) if is_stale(node) => true,
             (Some(index), Trust::Check(lifetime)) => index.checked.elapsed() >= lifetime,
@@ -191,7 +192,9 @@ impl Union {
 
     fn read_layers(&self, node: &Arc<Node>, index: &mut Index) -> Result<()> {
         index.begin();
+        let mut hiding = self.hiding();
         for layer in node.layers().iter() {
+            self.hide_above(&mut hiding, node, layer, false, index)?;
             if layer.sealed {
                 index.stamps.push(Stamp::default());
                 continue;
@@ -203,7 +206,8 @@ impl Union {
             let stamp = Stamp::of(&stat_fd(&listing)?);
             index.unsettled |= stamp.is_young();
             index.stamps.push(stamp);
-            self.read_layer(&branch, &listing, index)?;
+            self.read_layer(node.id, &branch, &listing, index)?;
+            self.hide_above(&mut hiding, node, layer, true, index)?;
         }
         Ok(())
     }
@@ -262,7 +266,13 @@ impl Union {
         }
     }
 
-    fn read_layer(&self, branch: &Branch, listing: &OwnedFd, index: &mut Index) -> Result<()> {
+    fn read_layer(
+        &self,
+        node: NodeId,
+        branch: &Branch,
+        listing: &OwnedFd,
+        index: &mut Index,
+    ) -> Result<()> {
         let mut whiteouts: Vec<(Name, Kind)> = Vec::new();
         let honours = branch.honours_whiteouts();
         let whiteout_files = honours && branch.has_whiteout_files(listing)?;
@@ -273,7 +283,7 @@ impl Union {
             let is_plain = class == NameClass::Plain;
             let shown = is_plain || (honours && options.show_whiteouts && name != STORE_DIR);
             let hides = honours && matches!(class, NameClass::Whiteout(_));
-            if !shown && !hides {
+            if (!shown && !hides) || Self::is_hiding_place(branch, node, name) {
                 return Ok(());
             }
             let kind = match kind {

@@ -196,6 +196,11 @@ impl Union {
                 let mark = whiteout_name(part).filter(|m| stat_at(&dir, m).is_ok());
                 marks.push(join(&walked, mark.as_deref().unwrap_or(part)));
             }
+            if let Some(hidden) = &branch.hidden
+                && hidden.hides(&walked, part)
+            {
+                marks.push(hidden.mark(&walked, part));
+            }
             let stat = match stat_at(&dir, part) {
                 Ok(stat) => stat,
                 Err(Errno::NOENT | Errno::NAMETOOLONG) => break,
