@@ -365,19 +365,21 @@ impl Run {
         }
         self.say(format_args!("merge {most}"));
         let mut steps = 0;
+        let options = MergeOptions {
+            copy: most >= 6,
+            ..MergeOptions::default()
+        };
         let mut failed = Vec::new();
-        let merged = self
-            .union()?
-            .merge(from, to, MergeOptions::default(), &mut |step| {
-                if let Err(err) = step.done {
-                    failed.push(format!("{}: {err}", step.path.escape_ascii()));
-                }
-                steps += 1;
-                match steps == most {
-                    true => ControlFlow::Break(()),
-                    false => ControlFlow::Continue(()),
-                }
-            })?;
+        let merged = self.union()?.merge(from, to, options, &mut |step| {
+            if let Err(err) = step.done {
+                failed.push(format!("{}: {err}", step.path.escape_ascii()));
+            }
+            steps += 1;
+            match steps == most && most != 7 {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        })?;
         ensure!(failed.is_empty(), "{failed:?}");
         self.say(format_args!("{merged:?}"));
         // Names that no one saw are gone: they were counted.

@@ -192,6 +192,7 @@ fn merge_here(union: &Union, job: &Job, tell: &mut dyn FnMut(&StepLine)) -> Resu
     };
     let options = MergeOptions {
         keep_whiteouts: job.how.keep_whiteouts,
+        copy: job.how.copy,
         dry_run: job.how.dry_run,
     };
     let merged = union.merge(from, to, options, &mut |step: &Step<'_>| {

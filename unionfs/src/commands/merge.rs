@@ -1,6 +1,6 @@
 //! `uaufs merge`.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -12,6 +12,21 @@ use unionfs::sys::limits;
 
 /// Something had to stay on the upper branch.
 const LEFT: u8 = 4;
+
+/// What becomes of the two branches.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[value(rename_all = "snake_case")]
+pub enum Mode {
+    /// The source is emptied. Of its whiteouts only those that still hide something below the
+    /// destination are left, there
+    #[default]
+    Move,
+    /// The source is emptied. All its whiteouts and opaque marks go to the destination, which is then
+    /// a layer that can be put on other branches
+    MoveWithWh,
+    /// The source stays as it is, and the destination alone shows what both show together
+    Copy,
+}
 
 /// A merge that is asked for.
 ///
@@ -29,8 +44,11 @@ pub struct MergeArgs {
     /// List every entry, not only what had to stay
     #[arg(short, long)]
     pub verbose: bool,
-    /// Keep whiteouts and opaque marks even where nothing below needs them
-    #[arg(long)]
+    /// What becomes of the two branches (aubrsync has the same)
+    #[arg(long, value_enum, default_value_t, value_name = "MODE")]
+    pub mode: Mode,
+    /// The same as --mode move_with_wh
+    #[arg(long, conflicts_with = "mode")]
     pub with_whiteouts: bool,
     /// A branch below DST_BRANCH, topmost first (default: those of the last mount). Not for
     /// branches that are mounted now
@@ -57,7 +75,8 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<u8> {
         from: args.source.clone(),
         to: args.target.clone(),
         how: MergeHow {
-            keep_whiteouts: args.with_whiteouts,
+            keep_whiteouts: args.with_whiteouts || args.mode == Mode::MoveWithWh,
+            copy: args.mode == Mode::Copy,
             dry_run: args.dry_run,
         },
         below: if args.bottom || !args.lower.is_empty() {
@@ -69,9 +88,13 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<u8> {
     let mut out = BufWriter::new(std::io::stdout().lock());
     let mut written = Ok(());
     let total = merge(&job, &mut |line| {
-        let shown = args.verbose || args.dry_run || line.done != "moved";
-        if written.is_ok() && (args.json || shown) {
-            written = print(&mut out, line, args);
+        let mut line = line.clone();
+        let moved = line.done == "moved";
+        if moved && args.mode == Mode::Copy {
+            "copied".clone_into(&mut line.done);
+        }
+        if written.is_ok() && (args.json || args.verbose || args.dry_run || !moved) {
+            written = print(&mut out, &line, args);
         }
     });
     let total = total.inspect_err(|_| {
@@ -83,13 +106,13 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<u8> {
         serde_json::to_writer(&mut out, &total)?;
         writeln!(out)?;
     } else {
-        let would = if args.dry_run {
-            "would be moved"
-        } else {
-            "moved"
+        let would = if args.dry_run { "would be " } else { "" };
+        let done = match args.mode {
+            Mode::Copy => "copied",
+            Mode::Move | Mode::MoveWithWh => "moved",
         };
         let (moved, bytes) = (total.moved, total.bytes);
-        write!(out, "{moved} entries {would} ({bytes} bytes)")?;
+        write!(out, "{moved} entries {would}{done} ({bytes} bytes)")?;
         writeln!(out, ", {} left, {} failed", total.left, total.failed)?;
     }
     out.flush()?;

@@ -114,6 +114,7 @@ pub(super) fn merge(
     let (from, to) = (branch_of(union, from)?, branch_of(union, to)?);
     let options = MergeOptions {
         keep_whiteouts: how.keep_whiteouts,
+        copy: how.copy,
         dry_run: how.dry_run,
     };
     let mut tell = |step: &Step<'_>| {

@@ -56,6 +56,9 @@ pub enum Request {
 pub struct MergeHow {
     /// Whiteouts go down even where nothing below needs them.
     pub keep_whiteouts: bool,
+    /// The upper branch stays as it is.
+    #[serde(default)]
+    pub copy: bool,
     /// Only tell.
     pub dry_run: bool,
 }

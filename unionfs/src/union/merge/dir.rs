@@ -1,7 +1,7 @@
 //! Directories of a merge: made below before what is in them, taken away above after it.
 
 use super::raw::{Times, drop_whiteout};
-use super::{Reason, Way};
+use super::{Outcome, Reason, Way};
 use crate::branch::log::{Origin, Record};
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
@@ -196,7 +196,8 @@ impl Union {
         let next = stack.position(way.from.id).map(|p| usize::from(p.0) + 1);
         let next = next.and_then(|at| stack.branches().get(at));
         let upper = way.from.root.clone();
-        if next.is_none_or(|b| b.id != way.to.id) || !way.from.is_opaque(&upper)? {
+        let other = next.is_none_or(|b| b.id != way.to.id) || !way.from.is_opaque(&upper)?;
+        if other || way.options.copy {
             return Ok(Some(Reason::Opaque));
         }
         if !self.redirects.is_empty() {
@@ -272,6 +273,58 @@ impl Union {
             &stat,
         )?;
         Ok(None)
+    }
+
+    /// Everything in the directory was copied: the lower one gets its attributes, and it is opaque
+    /// again if it was.
+    pub(super) fn end_copy(
+        &self,
+        way: &Way,
+        parent: &Arc<Node>,
+        name: &[u8],
+        node: &Arc<Node>,
+        opaque: bool,
+    ) -> Result<Outcome> {
+        let mut above = self.ns_write(parent)?;
+        let mut own = self.ns_write(node)?;
+        let (Some(_), Some(below)) = (node.layer_on(way.from.id), node.layer_on(way.to.id)) else {
+            return Ok(Outcome::Left(Reason::Changed));
+        };
+        if !node.is_at(parent.id, name) {
+            return Ok(Outcome::Left(Reason::Changed));
+        }
+        let dir = self.dir_fd_on(node, way.from.id)?;
+        let lower = self.dir_fd(node, &below)?;
+        let (from, to) = (Loc::dir(dir.clone()), Loc::dir(lower));
+        self.drop_other_xattrs(&from, &to)?;
+        self.copy_metadata(&way.to, &way.from, &from, &to, &stat_fd(&dir)?)?;
+        if opaque {
+            let times = Times::of(&dir)?;
+            way.from.set_opaque(&dir)?;
+            drop(times);
+            // It ends at its own branch again.
+            let layers: SmallVec<[Layer; 2]> = node
+                .layers()
+                .iter()
+                .filter(|l| !self.is_above(way.from.id, l.branch))
+                .cloned()
+                .collect();
+            if let Some(index) = &mut above.index
+                && let Found::Present(mut found) = index.get(name)
+            {
+                found
+                    .layers
+                    .retain(|b| layers.iter().any(|l| l.branch == *b));
+                found.below = true;
+                index.set(name, &found);
+            }
+            node.set_layers(Layers::new(layers));
+            self.dir_fds.remove((node.id, way.to.id));
+            own.stale = own.index.is_some();
+        }
+        self.restamp(parent, &mut above, way.from.id);
+        self.restamp(parent, &mut above, way.to.id);
+        Ok(Outcome::Moved(0))
     }
 
     /// The lower directory gets the attributes and the number of the upper one, which hides it.

@@ -211,6 +211,8 @@ impl Union {
         if way.keep_upper {
             self.place_below(way, parent, &lower, name, copy)?;
             drop_whiteout_beside(&way.to, &lower, name)?;
+            drop(times);
+            self.hides_one(way, parent, &mut ns, name);
             return Ok(Outcome::Moved(stat.size));
         }
         let origin = self.remember_origin(node, &way.to, copy, stat)?;
@@ -282,6 +284,17 @@ impl Union {
             self.after_replacing(way, replaced, old);
         }
         Ok(())
+    }
+
+    /// What the upper branch shows has one below it on the lower branch now.
+    pub(super) fn hides_one(&self, way: &Way, parent: &Arc<Node>, ns: &mut Namespace, name: &[u8]) {
+        if let Some(index) = &mut ns.index
+            && let Found::Present(mut found) = index.get(name)
+        {
+            found.below = true;
+            index.set(name, &found);
+        }
+        self.restamp(parent, ns, way.to.id);
     }
 
     /// The node is below from now on.

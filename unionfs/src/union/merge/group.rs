@@ -38,6 +38,9 @@ impl Union {
                 Err(outcome) => return Ok(outcome),
             }
         };
+        if way.keep_upper && !way.options.dry_run {
+            return self.copy_linked(way, parent, name, node);
+        }
         let mut bytes = 0;
         if self.begun(way, node).is_none() {
             if node.inode().0 != way.from.id {
@@ -61,6 +64,69 @@ impl Union {
             return Ok(Outcome::Moved(bytes));
         }
         self.move_link(way, parent, name, node, bytes)
+    }
+
+    /// Copies one name of a file that has several, which stays above: the first is a copy, the others
+    /// are links of that.
+    fn copy_linked(
+        &self,
+        way: &Way,
+        parent: &Arc<Node>,
+        name: &[u8],
+        node: &Arc<Node>,
+    ) -> Result<Outcome> {
+        let first = way.copied.lock().get(&node.id).cloned();
+        if let Some((dir, first)) = first {
+            let store = way.to.store.as_ref().ok_or(Errno::ROFS)?;
+            let temp = store.temp_name();
+            let none = AtFlags::empty();
+            return self.put_copy(way, parent, name, node, 0, || {
+                rustix::fs::linkat(&dir, &*first, store.tmp(), &*temp, none)?;
+                Ok(temp.clone())
+            });
+        }
+        if self.is_busy(node.id) {
+            return Ok(Outcome::Left(Reason::Busy));
+        }
+        let copied = self.with_copy(way, node, |stat, copy| {
+            let done =
+                self.put_copy(way, parent, name, node, stat.size, || Ok(copy.temp.clone()))?;
+            copy.published = matches!(done, Outcome::Moved(_));
+            Ok(done)
+        })?;
+        if let Some(Outcome::Moved(_)) = copied {
+            let lower = self.dir_fd_on(parent, way.to.id)?;
+            let first = (lower, Name::from_slice(name));
+            way.copied.lock().insert(node.id, first);
+        }
+        Ok(copied.unwrap_or(Outcome::Left(Reason::Upper)))
+    }
+
+    /// Gives what `make` made in the directory for temporary files the name on the lower branch.
+    fn put_copy(
+        &self,
+        way: &Way,
+        parent: &Arc<Node>,
+        name: &[u8],
+        node: &Arc<Node>,
+        bytes: u64,
+        make: impl FnOnce() -> Result<Name>,
+    ) -> Result<Outcome> {
+        let mut ns = self.ns_write(parent)?;
+        if let Err(outcome) = self.judge_link(way, parent, &ns, name, node)? {
+            return Ok(outcome);
+        }
+        let lower = self.dir_fd_on(parent, way.to.id)?;
+        let times = Times::of(&lower)?;
+        let store = way.to.store.as_ref().ok_or(Errno::ROFS)?;
+        let temp = make()?;
+        self.replace_below(way, parent, &lower, name, &[], || {
+            rustix::fs::renameat(store.tmp(), &*temp, &lower, name)
+        })?;
+        drop_whiteout_beside(&way.to, &lower, name)?;
+        drop(times);
+        self.hides_one(way, parent, &mut ns, name);
+        Ok(Outcome::Moved(bytes))
     }
 
     /// The pseudo-link on the lower branch, if the data is there already.

@@ -46,6 +46,11 @@ impl Union {
             with_write_permission(&lower, || way.to.make_whiteout(&lower, name))?;
         }
         self.settle(way, &lower)?;
+        if way.keep_upper {
+            drop(times);
+            self.restamp(parent, &mut ns, way.to.id);
+            return Ok(Outcome::Moved(0));
+        }
         drop_whiteout(&way.from, &upper, name)?;
         drop(times);
         if matches!(self.resolve(parent, &ns, name)?, Found::Whiteout)

@@ -23,6 +23,8 @@ use crate::spec::Format;
 use crate::sys::Name;
 use crate::types::{BranchId, Kind, NodeId};
 use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+use rustix::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 
 /// How things are moved.
@@ -30,6 +32,8 @@ use std::sync::{Arc, OnceLock};
 pub struct MergeOptions {
     /// Whiteouts and opaque marks are moved down even where nothing below needs them.
     pub keep_whiteouts: bool,
+    /// The upper branch stays as it is; the lower one holds what both hold together.
+    pub copy: bool,
     /// Nothing is changed: tells what would be done.
     pub dry_run: bool,
 }
@@ -194,6 +198,8 @@ struct Way {
     keep_upper: bool,
     /// Files with several names are moved, name by name.
     groups: bool,
+    /// The first name of each file with several that was copied (`keep_upper`).
+    copied: Mutex<FxHashMap<NodeId, (Arc<OwnedFd>, Name)>>,
     /// Directories that were moved out of sight on the lower branch: emptied when no lock is held.
     trash: Mutex<Vec<Name>>,
 }
@@ -251,8 +257,9 @@ impl Union {
             options,
             overwrite: true,
             own_copy: true,
-            keep_upper: false,
+            keep_upper: options.copy,
             groups: true,
+            copied: Mutex::default(),
             trash: Mutex::default(),
         })
     }

@@ -45,6 +45,8 @@ struct Frame<'a> {
     path: usize,
     /// Everything in it was moved.
     complete: bool,
+    /// It was opaque, and is to be again (`copy`).
+    opaque: bool,
 }
 
 enum Todo {
@@ -118,7 +120,7 @@ impl<'a> Walk<'a, '_> {
             self.done(Item::OpaqueMark, Ok(Outcome::Left(reason)))?;
             return Ok(());
         }
-        self.push(root, None, Name::new())?;
+        self.push(root, None, Name::new(), false)?;
         while let Some(frame) = self.frames.last_mut() {
             if self.result.stopped {
                 self.frames.clear();
@@ -145,7 +147,13 @@ impl<'a> Walk<'a, '_> {
         self.path.extend_from_slice(name);
     }
 
-    fn push(&mut self, node: Arc<Node>, held: Option<Held<'a>>, name: Name) -> Result<()> {
+    fn push(
+        &mut self,
+        node: Arc<Node>,
+        held: Option<Held<'a>>,
+        name: Name,
+        opaque: bool,
+    ) -> Result<()> {
         let dir = self.union.dir_fd_on(&node, self.way.from.id)?;
         let raw = self.union.list_raw(&self.way.from, &dir)?;
         let entries = raw.entries.into_iter().map(Todo::Entry);
@@ -158,6 +166,7 @@ impl<'a> Walk<'a, '_> {
             todo: todo.into_iter(),
             path: self.path.len(),
             complete: true,
+            opaque,
         });
         Ok(())
     }
@@ -191,12 +200,15 @@ impl<'a> Walk<'a, '_> {
         if node.kind != Kind::Dir {
             return Ok(Some(Reason::Upper));
         }
-        match self.union.bring_dir(self.way, parent, name, &node)? {
+        let opaque = match self.union.bring_dir(self.way, parent, name, &node)? {
             Err(reason) => return Ok(Some(reason)),
-            Ok(Standing::Opaque) => self.done(Item::OpaqueMark, Ok(Outcome::Moved(0)))?,
-            Ok(Standing::Merged | Standing::Missing) => {}
-        }
-        self.push(node, Some(held), Name::from_slice(name))?;
+            Ok(Standing::Opaque) => {
+                self.done(Item::OpaqueMark, Ok(Outcome::Moved(0)))?;
+                true
+            }
+            Ok(Standing::Merged | Standing::Missing) => false,
+        };
+        self.push(node, Some(held), Name::from_slice(name), opaque)?;
         Ok(None)
     }
 
@@ -209,6 +221,18 @@ impl<'a> Walk<'a, '_> {
             return Ok(());
         };
         let item = Item::Entry(Kind::Dir);
+        if self.way.options.copy {
+            let done = match self.way.options.dry_run {
+                true => Ok(Outcome::Moved(0)),
+                false => {
+                    self.union
+                        .end_copy(self.way, &parent, &frame.name, &frame.node, frame.opaque)
+                }
+            };
+            if frame.complete {
+                return self.done(item, done);
+            }
+        }
         if !frame.complete {
             // What is in it was told already.
             self.incomplete();
