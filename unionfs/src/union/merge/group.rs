@@ -314,11 +314,17 @@ impl Union {
 
     /// The upper branch has no name of the file any more.
     fn last_link_gone(&self, way: &Way, node: &Arc<Node>, old: &RealStat, plink: Plink) {
-        self.inos.note_original(&self.inos.source(old), node.id);
+        let source = self.inos.source(old);
+        // Nothing else can have names of it, whatever a crash made of their count.
+        let was_source = source.ino == old.ino && source == plink.source;
+        self.inos.note_original(&source, node.id);
         if self.inos.drop_origin(old.dev, old.ino, old.btime) {
             self.record_gone(&way.from, old.ino);
         }
         let _counting = self.links.counting(&[node.id]);
+        if was_source && self.links.delta(node.id) != 0 {
+            self.set_delta(node, &way.to, source, 0);
+        }
         if self.links.delta(node.id) == 0 {
             self.remove_plink(node, &way.to, plink.real);
         }

@@ -114,7 +114,9 @@ impl Reason {
                 "has several names, which must stay one file: move them with `uaufs merge`"
             }
             Self::Busy => "is open: close it and try again",
-            Self::Redirected => "belongs to a renamed directory, whose lower part lies elsewhere: it stays whole",
+            Self::Redirected => {
+                "belongs to a renamed directory, whose lower part lies elsewhere: it stays whole"
+            }
             Self::Mounted => "something is mounted there",
             Self::Changed => "is being changed: try again",
             Self::Exists => "the lower branch holds this name: --overwrite replaces it",
