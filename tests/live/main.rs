@@ -8,4 +8,5 @@
 mod asked;
 mod branches;
 mod channel;
+mod fhsm;
 mod mounted;

@@ -34,6 +34,7 @@ fn parse_and_run() -> anyhow::Result<u8> {
         Parsed::Run(Command::Ctl(args)) => commands::ctl::run(&args),
         Parsed::Run(Command::Convert(args)) => commands::convert::run(&args),
         Parsed::Run(Command::Diff(args)) => commands::diff::run(&args),
+        Parsed::Run(Command::Fhsm(args)) => commands::fhsm::run(&args),
         Parsed::Run(Command::Fsck(args)) => commands::fsck::run(&args),
         Parsed::Run(Command::Merge(args)) => commands::merge::run(&args),
         Parsed::Run(Command::Mvdown(args)) => commands::mvdown::run(&args),

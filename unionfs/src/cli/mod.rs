@@ -8,7 +8,9 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::commands::{busy, convert, ctl, diff, fsck, merge, mvdown, plink, stats, umount, which};
+use crate::commands::{
+    busy, convert, ctl, diff, fhsm, fsck, merge, mvdown, plink, stats, umount, which,
+};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use unionfs::spec::table;
@@ -42,6 +44,8 @@ pub enum Command {
     Which(which::WhichArgs),
     /// Ask and change a live mount
     Ctl(ctl::CtlArgs),
+    /// Keep branches from filling up: move what was not used for long to lower ones
+    Fhsm(fhsm::FhsmArgs),
     /// Check branches that are not in use, and repair them
     Fsck(fsck::FsckArgs),
     /// Move everything from one writable branch to another below it

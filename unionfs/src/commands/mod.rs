@@ -4,6 +4,7 @@ pub mod busy;
 pub mod convert;
 pub mod ctl;
 pub mod diff;
+pub mod fhsm;
 pub mod fsck;
 pub mod merge;
 pub mod mvdown;

@@ -99,6 +99,7 @@ fn move_one(
         from: from.is_some(),
         to: to.is_some(),
         overwrite: args.overwrite,
+        own_copy: false,
         keep_upper: args.keep_upper,
         dry_run: args.dry_run,
     };

@@ -15,6 +15,7 @@ pub mod place;
 pub mod protocol;
 pub mod query;
 pub mod server;
+pub mod tiering;
 pub mod users;
 mod wire;
 

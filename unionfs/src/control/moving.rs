@@ -150,7 +150,7 @@ pub(super) fn move_down(union: &Union, which: &MoveWhich, attached: &[OwnedFd]) 
         from,
         to,
         overwrite: which.overwrite,
-        own_copy: false,
+        own_copy: which.own_copy,
         keep_upper: which.keep_upper,
         dry_run: which.dry_run,
     };

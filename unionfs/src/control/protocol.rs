@@ -76,6 +76,9 @@ pub struct MoveWhich {
     pub to: bool,
     /// Replace a file there.
     pub overwrite: bool,
+    /// Replace a copy of the file there, which an interrupted move has left.
+    #[serde(default)]
+    pub own_copy: bool,
     /// Leave the upper one.
     pub keep_upper: bool,
     /// Only tell.

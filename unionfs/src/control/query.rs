@@ -59,6 +59,9 @@ pub struct Hello {
     pub instance: String,
     /// Where changes are heard; `None` = the mount cannot be changed.
     pub socket: Option<OsText>,
+    /// Seconds between two looks of `uaufs fhsm` (`fhsm_sec=`).
+    #[serde(default)]
+    pub fhsm_sec: u64,
 }
 
 /// A branch as the mount shows it.
@@ -161,6 +164,7 @@ impl Queries {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 instance: self.instance.clone(),
                 socket: self.socket.clone().map(OsText::from),
+                fhsm_sec: u64::from(self.union.options().fhsm_sec),
             }),
             Query::List => encode(&self.list()),
             Query::Stats => encode::<Counted>(&counted(&self.union, &self.stats)),

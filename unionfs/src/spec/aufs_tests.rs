@@ -153,6 +153,7 @@ fn every_option_that_sets_something() {
             S::MoveOnEnospc(Some(SpillPolicy::ParentMostFree)),
         ),
         ("moveonenospc=0", S::MoveOnEnospc(None)),
+        ("fhsm_sec=5", S::FhsmSec(5)),
         ("writeback", S::Writeback(true)),
         ("writeback=0", S::Writeback(false)),
         ("threads=4", S::Threads(4)),
@@ -185,7 +186,7 @@ fn settings_reach_their_fields() {
     let spec = spec(
         "br=/a=rw:/b=rw:/c,udba=notify,create=mfs,cpup=bu,diropq=a,dirwh=7,dirren,dirperm1,noplink,\
          shwh,sum,namelen=255,strict,format=overlay,volatile,io=cache,open=none,writeback,threads=2,\
-         timeout=5,noacl,moveonenospc=pmfs,uidmapping=0:1:1,squash_to_gid=3,nosuid,nodev,noexec,allow_other,fsname=x",
+         timeout=5,noacl,moveonenospc=pmfs,fhsm_sec=7,uidmapping=0:1:1,squash_to_gid=3,nosuid,nodev,noexec,allow_other,fsname=x",
     );
     let hold = Duration::from_secs(30);
     let mut expected = Options::defaults(Grammar::Aufs);
@@ -193,7 +194,7 @@ fn settings_reach_their_fields() {
     expected.create = CreatePolicy::MostFree { hold };
     expected.copyup = CopyupPolicy::BottomUp;
     expected.dir_opaque = DirOpaque::Always;
-    expected.dirwh = 7;
+    (expected.dirwh, expected.fhsm_sec) = (7, 7);
     expected.move_on_enospc = Some(SpillPolicy::ParentMostFree);
     (expected.dir_rename, expected.dirperm1, expected.plink) = (true, true, false);
     (expected.show_whiteouts, expected.sum, expected.strict) = (true, true, true);
@@ -275,7 +276,6 @@ fn options_without_effect_say_so_unless_nothing_is_lost() {
         "rdblk=512",
         "rdblk=def",
         "rdhash=32",
-        "fhsm_sec=30",
         "warn_perm",
         "verbose",
         "v",

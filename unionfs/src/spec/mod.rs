@@ -304,6 +304,8 @@ pub struct Options {
     pub copyup: CopyupPolicy,
     /// `moveonenospc`: what does not fit on a branch goes to another; `None` = that is an error.
     pub move_on_enospc: Option<SpillPolicy>,
+    /// `fhsm_sec=`: seconds between two looks at branches with `+fhsm`.
+    pub fhsm_sec: u32,
     /// `diropq=`
     pub dir_opaque: DirOpaque,
     /// `dirren`: directories that live on several branches can be renamed.
@@ -398,6 +400,7 @@ impl Options {
             create: CreatePolicy::TopDownParent,
             copyup: CopyupPolicy::TopDownParent,
             move_on_enospc: None,
+            fhsm_sec: 30,
             dir_opaque: DirOpaque::Whiteouted,
             dir_rename: overlay,
             dirperm1: overlay,

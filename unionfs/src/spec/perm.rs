@@ -68,6 +68,7 @@ fn add_attribute(perm: &mut BranchPerm, word: &[u8]) -> Result<Option<&'static s
         b"moo" => perm.copy_on_open = CopyOnOpen::Move,
         b"coo_reg" => perm.copy_on_open = CopyOnOpen::Regular,
         b"coo_all" => perm.copy_on_open = CopyOnOpen::All,
+        b"fhsm" if !writable => return Ok(Some("files are moved between rw branches only")),
         b"fhsm" => perm.fhsm = true,
         b"unpin" => return Ok(Some("branches are not pinned")),
         b"icex" => perm.ignore_xattr = IgnoreXattr::all(),
@@ -175,7 +176,7 @@ pub(super) mod tests {
                             CopyOnOpen::Move if !writable => CopyOnOpen::Never,
                             other => other,
                         },
-                        fhsm,
+                        fhsm: writable && fhsm,
                         ignore_xattr: IgnoreXattr::from_bits_truncate(classes),
                         format,
                     }

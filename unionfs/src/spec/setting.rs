@@ -22,6 +22,8 @@ pub enum Setting {
     Copyup(CopyupPolicy),
     /// `moveonenospc`
     MoveOnEnospc(Option<SpillPolicy>),
+    /// `fhsm_sec=`
+    FhsmSec(u32),
     /// `diropq=`
     DirOpaque(DirOpaque),
     /// `dirwh=`
@@ -98,6 +100,7 @@ impl Setting {
             Self::Create(policy) => options.create = *policy,
             Self::Copyup(policy) => options.copyup = *policy,
             Self::MoveOnEnospc(policy) => options.move_on_enospc = *policy,
+            Self::FhsmSec(seconds) => options.fhsm_sec = *seconds,
             Self::DirOpaque(rule) => options.dir_opaque = *rule,
             Self::Dirwh(count) => options.dirwh = *count,
             Self::DirRename(on) => options.dir_rename = *on,
@@ -136,6 +139,7 @@ impl Setting {
             Self::Copyup(policy) => format!("cpup={policy}"),
             Self::MoveOnEnospc(Some(policy)) => format!("moveonenospc={policy}"),
             Self::MoveOnEnospc(None) => "moveonenospc=0".to_owned(),
+            Self::FhsmSec(seconds) => format!("fhsm_sec={seconds}"),
             Self::DirOpaque(rule) => format!("diropq={rule}"),
             Self::Dirwh(count) => format!("dirwh={count}"),
             Self::DirRename(on) => toggle("dirren", *on),

@@ -68,7 +68,6 @@ impl Union {
             )
             .into());
         }
-        refuse_unsupported_perm(&spec.path, &spec.perm)?;
         let id = self.next_branch.fetch_add(1, Ordering::Relaxed);
         let id = u16::try_from(id)
             .ok()
@@ -103,7 +102,6 @@ impl Union {
     ) -> Result<(), LiveError> {
         let stack = self.stack();
         let old = stack.get(id).ok_or_else(no_branch)?;
-        refuse_unsupported_perm(&old.path, &perm)?;
         let others = stack.branches().iter().filter(|b| b.id != id);
         let new = open_again(old, perm, dir, others)?;
         let retired = old.store.clone().filter(|_| new.store.is_none());
@@ -292,17 +290,6 @@ fn wrong(path: &Path, errno: Errno, what: String) -> SetupError {
         what,
         errno,
     }
-}
-
-fn refuse_unsupported_perm(path: &Path, perm: &BranchPerm) -> Result<(), SetupError> {
-    if perm.fhsm {
-        return Err(wrong(
-            path,
-            Errno::INVAL,
-            "fhsm: tiering is not supported yet".into(),
-        ));
-    }
-    Ok(())
 }
 
 /// The branch is not written any more.

@@ -47,6 +47,7 @@ fn fixed_at_mount(setting: &Setting) -> Option<&'static str> {
         | Setting::NameMax(_)
         | Setting::Volatile(_)
         | Setting::MoveOnEnospc(None)
+        | Setting::FhsmSec(_)
         | Setting::Timeout(_) => None,
         Setting::Dirperm1(false) => Some("the kernel lets in whom the topmost directory lets in"),
         Setting::ShowWhiteouts(_) | Setting::Strict(_) => Some("the names were read without it"),

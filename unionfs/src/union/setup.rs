@@ -123,9 +123,6 @@ fn refuse_unsupported(spec: &MountSpec) -> Result<(), SetupError> {
     if spec.branches.len() > usize::from(u16::MAX) {
         return refuse("br", "at most 65535 branches");
     }
-    if spec.branches.iter().any(|b| b.perm.fhsm) {
-        return refuse("fhsm", "tiering is not supported yet");
-    }
     // On a writable one no directory with a whiteout could be removed.
     let readonly = spec.mount.read_only || !spec.branches.iter().any(|b| b.perm.writable());
     if spec.options.show_whiteouts && !readonly {

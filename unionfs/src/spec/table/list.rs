@@ -75,6 +75,7 @@ pub(super) static OPTIONS: &[OptionDef] = &[
     def(Union, Both, &["create", "create_policy"], "=POLICY", Value(|v| set(value::create_policy(v), Setting::Create)), "branch of new entries: tdp rr mfs tdmfs pmfs ..."),
     def(Union, Both, &["cpup", "copyup", "copyup_policy"], "=tdp|bup|bu", Value(|v| set(value::copyup_policy(v), Setting::Copyup)), "branch of copied-up files"),
     def(Union, Both, &["moveonenospc"], "[=mfs|pmfs|0]", Value(|v| set(value::spill_policy(v), Setting::MoveOnEnospc)), "a full branch: go on writing on another one"),
+    def(Union, Both, &["fhsm_sec"], "=N", Value(fhsm_sec), "seconds between two looks of `uaufs fhsm`"),
     def(Union, Both, &["diropq"], "=whiteouted|always", Value(|v| set(value::dir_opaque(v), Setting::DirOpaque)), "which new directories are marked opaque"),
     def(Union, Both, &["dirwh"], "=N", Value(dirwh), "remove directories with more whiteouts later"),
     def(Union, Both, &["dirren"], "", Toggle(Setting::DirRename), "rename directories that lie on several branches"),
@@ -128,7 +129,6 @@ pub(super) static OPTIONS: &[OptionDef] = &[
     accepted(Aufs, &["rdcache"], Unused(value::listing_seconds, "no effect: listings are kept as long as udba allows")),
     accepted(Aufs, &["rdblk"], Unused(value::listing_block, "no effect: memory for listings is sized by itself")),
     accepted(Aufs, &["rdhash"], Unused(value::listing_hash, "no effect: memory for listings is sized by itself")),
-    accepted(Aufs, &["fhsm_sec"], NoEffect("no effect: there is no tiering between branches")),
     accepted(Aufs, &["warn_perm"], NoEffect("no effect: branch roots are not compared")),
     accepted(Aufs, &["nowarn_perm"], Ignored),
     accepted(Aufs, &["verbose", "v"], NoEffect("no effect: -d on the command line logs more")),
@@ -180,6 +180,13 @@ fn namelen(text: &[u8]) -> Result<Meaning, Problem> {
     // From what POSIX guarantees to what Linux can store.
     set(value::number(text, 14, 255), |length| {
         Setting::NameMax(length as u16)
+    })
+}
+
+fn fhsm_sec(text: &[u8]) -> Result<Meaning, Problem> {
+    // aufs(5): up to an hour.
+    set(value::number(text, 0, 3600), |seconds| {
+        Setting::FhsmSec(seconds as u32)
     })
 }
 
