@@ -517,3 +517,72 @@ fn layers_of_overlayfs_are_branches_among_others() {
         assert!(w.path("m/null").exists() && !w.path("m/same").exists())
     });
 }
+
+#[test]
+fn data_only_layers_are_reached_by_redirects_alone() {
+    let Some(w) = World::new() else { return };
+    w.put("data1/objects/aa/1", "one");
+    w.put("data2/objects/aa/1", "hidden by the first");
+    w.put("data2/objects/bb/2", "twice two");
+    w.mkdir("meta/d", 0o755);
+    let script = "truncate -s 3 d/one; truncate -s 9 two; truncate -s 4 lost
+        for i in d/one two lost; do setfattr -n trusted.overlay.metacopy $i; done
+        setfattr -n trusted.overlay.redirect -v /objects/aa/1 d/one
+        setfattr -n trusted.overlay.redirect -v /objects/bb/2 two";
+    sh(&w, "meta", script);
+    let lower = options(&w, &["meta"], None);
+    let [one, two] = ["data1", "data2"].map(|d| w.path(d).display().to_string());
+    let lower = format!("{lower}::{one}::{two}");
+    let lost = |dir: &str| error_of(fs::read(w.path(dir).join("lost")).map(drop));
+    let shown = {
+        let Some(_k) = kernel(&w, &format!("ro,{lower},{ALL_MARKS}")) else {
+            return;
+        };
+        assert_eq!(lost("k"), Some(libc::EIO));
+        fs::remove_file(w.path("meta/lost")).unwrap();
+        shot(&w.path("k"))
+    };
+    w.mounted(&lower, || same(&shown, &shot(&w.path("m"))));
+    sh(
+        &w,
+        "meta",
+        "truncate -s 4 lost; setfattr -n trusted.overlay.metacopy lost",
+    );
+    w.mkdir("up", 0o755);
+    w.mkdir("work", 0o755);
+    w.mounted(&format!("{lower},upperdir=up,workdir=work"), || {
+        assert_eq!(lost("m"), Some(libc::EIO));
+        sh(
+            &w,
+            "m",
+            "echo more >> two; chmod 600 d/one; test \"$(cat d/one)\" = one",
+        );
+        assert_eq!(w.read("up/two"), "twice twomore\n");
+        assert!(!lacks_data(&w.path("up/d/one")) && !w.path("m/objects").exists());
+    });
+}
+
+#[test]
+fn a_completion_that_was_killed_is_done_again() {
+    let Some(w) = World::new() else { return };
+    if !make_metacopies(&w) {
+        return;
+    }
+    // As it leaves the file before the mark is removed.
+    sh(
+        &w,
+        "up2",
+        "head -c 5000 /dev/zero | tr '\\0' x | dd of=twice conv=notrunc 2>/dev/null",
+    );
+    let own = options(&w, &["up1", "low"], Some(("up2", "work2")));
+    let whole = "data of twice\n".repeat(500);
+    w.mounted(&own, || {
+        assert!(
+            w.read("m/twice") == whole,
+            "shows what is below until it is complete"
+        );
+        sh(&w, "m", "echo more >> twice");
+    });
+    assert!(w.read("up2/twice") == whole + "more\n");
+    assert!(!lacks_data(&w.path("up2/twice")));
+}

@@ -221,6 +221,7 @@ pub fn open_again<'a>(
     }
     let perm = BranchPerm {
         format: perm.format.and(Some(FormatWord::Fixed(old.format))),
+        data_only: old.perm.data_only,
         ..perm
     };
     if perm.writable() == old.perm.writable() {

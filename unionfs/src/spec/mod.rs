@@ -89,6 +89,9 @@ pub struct BranchPerm {
     pub ignore_xattr: IgnoreXattr,
     /// `+aufs`, `+overlay`, `+auto`: the format of its marks; `None` = as elsewhere said.
     pub format: Option<FormatWord>,
+    /// A data-only layer of overlayfs's: its names are not merged, and its files are reached only
+    /// through files above it that lack their data. Never true of a writable branch.
+    pub data_only: bool,
 }
 
 impl BranchPerm {
@@ -101,6 +104,7 @@ impl BranchPerm {
         fhsm: false,
         ignore_xattr: IgnoreXattr::empty(),
         format: None,
+        data_only: false,
     };
     /// `ro`
     pub const RO: Self = Self {

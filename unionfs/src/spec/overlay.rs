@@ -15,6 +15,8 @@ use crate::setup::SetupError;
 #[derive(Default)]
 struct Layers {
     lower: Vec<PathBuf>,
+    /// Below those: layers whose names are not merged.
+    data: Vec<PathBuf>,
     upper: Option<PathBuf>,
     work: Option<PathBuf>,
 }
@@ -77,8 +79,16 @@ impl Layers {
             ));
         }
         match key {
-            LayerKey::Lower => self.lower = lower_layers(token)?,
+            LayerKey::Lower => (self.lower, self.data) = lower_layers(token)?,
+            LayerKey::LowerOne if !self.data.is_empty() => {
+                return Err(refuse(
+                    token.raw,
+                    "an ordinary layer below a data-only one",
+                    "all lowerdir+= before datadir+=",
+                ));
+            }
             LayerKey::LowerOne => self.lower.push(text::path(token.value)),
+            LayerKey::DataOne => self.data.push(text::path(token.value)),
             LayerKey::Upper => self.upper = Some(text::path(token.value)),
             LayerKey::Work => self.work = Some(text::path(token.value)),
         }
@@ -113,34 +123,52 @@ impl Layers {
             format: Some(fixed.unwrap_or(Format::Overlay)),
             workdir: self.work,
         });
-        let lower = self.lower.into_iter().map(|path| BranchSpec {
+        let layer = |path, perm| BranchSpec {
             path,
-            perm: perm(BranchPerm::RO_WH),
+            perm,
             format: Some(Format::Overlay),
             workdir: None,
-        });
-        Ok(upper.into_iter().chain(lower).collect())
+        };
+        let ordinary = perm(BranchPerm::RO_WH);
+        let data_only = BranchPerm {
+            data_only: true,
+            ..BranchPerm::RO
+        };
+        let lower = self.lower.into_iter().map(|path| layer(path, ordinary));
+        let data = self.data.into_iter().map(|path| layer(path, data_only));
+        Ok(upper.into_iter().chain(lower).chain(data).collect())
     }
 }
 
-/// The layers of `lowerdir=A:B`. Colons at the ends are tolerated; one too many in between would be
-/// overlayfs's mark of data-only layers, which must not be merged as if they were ordinary ones.
-fn lower_layers(token: &Token<'_>) -> Result<Vec<PathBuf>, SetupError> {
+/// The layers of `lowerdir=A:B::D`: ordinary ones, and (each after two colons) data-only ones below
+/// them. Colons at the ends are tolerated.
+fn lower_layers(token: &Token<'_>) -> Result<(Vec<PathBuf>, Vec<PathBuf>), SetupError> {
     let parts = text::split(token.value, b':');
     let named = |part: &&[u8]| !part.is_empty();
     let (Some(first), Some(last)) = (parts.iter().position(named), parts.iter().rposition(named))
     else {
         return Err(refuse(token.raw, "names no directory", "lowerdir=A[:B...]"));
     };
-    let parts = &parts[first..=last];
-    if !parts.iter().all(named) {
-        return Err(refuse(
-            token.raw,
-            "`::` is not supported",
-            "one colon between layers; there are no data-only layers",
-        ));
+    let (mut lower, mut data) = (Vec::new(), Vec::new());
+    let mut colons = 1;
+    for part in &parts[first..=last] {
+        match (part.is_empty(), colons) {
+            (true, _) => colons += 1,
+            (false, 1) if data.is_empty() => lower.push(text::path(part)),
+            (false, 2) => data.push(text::path(part)),
+            _ => {
+                return Err(refuse(
+                    token.raw,
+                    "layers cannot be told from data-only ones",
+                    "A[:B...][::D...], with two colons before each data-only layer, which come last",
+                ));
+            }
+        }
+        if !part.is_empty() {
+            colons = 1;
+        }
     }
-    Ok(parts.iter().map(|part| text::path(part)).collect())
+    Ok((lower, data))
 }
 
 #[cfg(test)]
@@ -219,6 +247,20 @@ mod tests {
         let label = with("context=\"u:o:t:s0:c1,c2\",volatile");
         assert_eq!(label.mount.context, ["context=u:o:t:s0:c1,c2"]);
         assert!(label.options.volatile);
+    }
+
+    #[test]
+    fn data_only_layers_come_last() {
+        for options in [
+            "lowerdir=/a:/b::/c::/d",
+            "lowerdir=/a:/b,datadir+=/c,datadir+=/d",
+        ] {
+            let spec = parse(&[options]).unwrap();
+            assert_eq!(paths(&spec), ["/a", "/b", "/c", "/d"]);
+            let data: Vec<bool> = spec.branches.iter().map(|b| b.perm.data_only).collect();
+            assert_eq!(data, [false, false, true, true]);
+            assert_eq!(spec.branches[3].perm.to_string(), "ro+data");
+        }
     }
 
     #[test]
@@ -324,9 +366,19 @@ mod tests {
                  filesystem of upperdir",
             ),
             (
-                "lowerdir=/a::/b",
-                "lowerdir=/a::/b: `::` is not supported (EINVAL): one colon between layers; there \
-                 are no data-only layers",
+                "lowerdir=/a::/b:/c",
+                "lowerdir=/a::/b:/c: layers cannot be told from data-only ones (EINVAL): \
+                 A[:B...][::D...], with two colons before each data-only layer, which come last",
+            ),
+            (
+                "lowerdir=/a:::/b",
+                "lowerdir=/a:::/b: layers cannot be told from data-only ones (EINVAL): \
+                 A[:B...][::D...], with two colons before each data-only layer, which come last",
+            ),
+            (
+                "lowerdir=/a::/b,lowerdir+=/c",
+                "lowerdir+=/c: an ordinary layer below a data-only one (EINVAL): all lowerdir+= \
+                 before datadir+=",
             ),
             (
                 "lowerdir=",

@@ -134,6 +134,10 @@ impl fmt::Display for BranchPerm {
         if let Some(format) = self.format {
             write!(f, "+{}", format.word())?;
         }
+        // Told, but not read back: only the overlay form has such layers.
+        if self.data_only {
+            f.write_str("+data")?;
+        }
         Ok(())
     }
 }
@@ -179,6 +183,7 @@ pub(super) mod tests {
                         fhsm: writable && fhsm,
                         ignore_xattr: IgnoreXattr::from_bits_truncate(classes),
                         format,
+                        data_only: false,
                     }
                 },
             )

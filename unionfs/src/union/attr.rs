@@ -131,7 +131,7 @@ impl Union {
         let mut devices = Vec::new();
         let mut sum: Option<StatFs> = None;
         for branch in stack.branches() {
-            if devices.contains(&branch.dev) {
+            if branch.perm.data_only || devices.contains(&branch.dev) {
                 continue;
             }
             devices.push(branch.dev);

@@ -148,7 +148,8 @@ impl Union {
         let closed = self.quiet()?;
         let stack = self.stack();
         let old = stack.get(id).ok_or_else(no_branch)?.clone();
-        if stack.branches().len() == 1 {
+        let shown = |b: &&Arc<Branch>| b.id != id && !b.perm.data_only;
+        if !stack.branches().iter().any(|b| shown(&b)) {
             let what = "the last branch of a union cannot be removed".into();
             return Err(wrong(&old.path, Errno::BUSY, what).into());
         }

@@ -14,6 +14,7 @@ use crate::errno::{Errno, Result};
 use crate::node::Node;
 use crate::spec::Format;
 use crate::sys::copy::copy_data;
+use crate::sys::loc::open_beneath;
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::{Loc, xattr};
 use crate::types::{Attr, BranchId, Kind, NodeId, SetTime};
@@ -146,14 +147,19 @@ impl Union {
         let home = node.home();
         let parent = home.parent.as_ref().ok_or(Errno::IO)?;
         let beside = |name: &[u8]| Ok((self.dirs_below(parent, branch.id)?, name.to_vec()));
+        let mut from_root = None;
         let (dirs, name) = match loc.xattrs(|x| branch.data_of(&x, || loc.stat()))? {
             // Completed meanwhile.
             Data::Own => return loc.open_quietly(OFlags::RDONLY),
             Data::Below => beside(&home.name)?,
             Data::Beside(name) => beside(&name)?,
-            Data::FromRoot(path) => self.walk_to(branch.id, &path)?,
+            Data::FromRoot(path) => {
+                let found = self.walk_to(branch.id, &path)?;
+                from_root = Some(path);
+                found
+            }
         };
-        match self.find_data(dirs, name)? {
+        match self.find_data(branch.id, dirs, name, from_root)? {
             Some(data) => Ok(data),
             None => {
                 log::warn!(
@@ -176,18 +182,53 @@ impl Union {
         Ok((self.walk_from_root(branch, dir)?, name.to_vec()))
     }
 
-    /// The data that a name in these directories, topmost first, leads to.
-    fn find_data(&self, mut dirs: Vec<LowerDir>, mut name: Vec<u8>) -> Result<Option<OwnedFd>> {
+    /// The data that a name in these directories (topmost first, of branches below `above`) leads
+    /// to. `from_root`: they were found by this path from the branch roots.
+    fn find_data(
+        &self,
+        mut above: BranchId,
+        mut dirs: Vec<LowerDir>,
+        mut name: Vec<u8>,
+        mut from_root: Option<Vec<u8>>,
+    ) -> Result<Option<OwnedFd>> {
         // Ends: each turn goes on below the branch of the one before.
         while let Some((at, loc)) = first_file(&dirs, &name)? {
             let branch = dirs[at].branch.clone();
             let data = loc.xattrs(|x| branch.data_of(&x, || loc.stat()))?;
+            above = branch.id;
             dirs.drain(..=at);
             match data {
                 Data::Own => return loc.open_quietly(OFlags::RDONLY).map(Some),
                 Data::Below => {}
-                Data::Beside(other) => name = other,
-                Data::FromRoot(path) => (dirs, name) = self.walk_to(branch.id, &path)?,
+                Data::Beside(other) => (name, from_root) = (other, None),
+                Data::FromRoot(path) => {
+                    (dirs, name) = self.walk_to(branch.id, &path)?;
+                    from_root = Some(path);
+                }
+            }
+        }
+        match from_root {
+            Some(path) => self.data_only(above, &path),
+            None => Ok(None),
+        }
+    }
+
+    /// The file at a path from the root of the first data-only branch below `above` that has it.
+    fn data_only(&self, above: BranchId, path: &[u8]) -> Result<Option<OwnedFd>> {
+        let stack = self.stack();
+        let position = stack.position(above).ok_or(Errno::STALE)?;
+        let below = &stack.branches()[usize::from(position.0) + 1..];
+        let path = path.strip_prefix(b"/").unwrap_or(path);
+        for branch in below.iter().filter(|b| b.perm.data_only) {
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            match open_beneath(&branch.root, path, flags) {
+                Ok(file) if stat_fd(&file)?.kind() == Kind::File => {
+                    return Loc::Fd(Arc::new(file))
+                        .open_quietly(OFlags::RDONLY)
+                        .map(Some);
+                }
+                Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(err) => return Err(err),
             }
         }
         Ok(None)

@@ -244,7 +244,7 @@ fn recover(branch: &Arc<Branch>, recovered: &Recovered, inos: &InoMap, links: &L
 /// The layers of the root.
 pub(super) fn root_layers(branches: &[Arc<Branch>]) -> SmallVec<[Layer; 2]> {
     let mut layers = SmallVec::new();
-    for branch in branches {
+    for branch in branches.iter().filter(|b| !b.perm.data_only) {
         layers.push(Layer {
             branch: branch.id,
             real: branch.root_ino,

@@ -184,7 +184,9 @@ impl Union {
         path: &[u8],
         found: &mut Vec<Instance>,
     ) -> Result<()> {
-        let Some(at) = at else { return Ok(()) };
+        let Some(at) = at.filter(|_| !branch.perm.data_only) else {
+            return Ok(());
+        };
         let mut marks = Vec::new();
         let mut kind = None;
         let mut dir = branch.root.clone();

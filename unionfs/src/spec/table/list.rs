@@ -66,6 +66,7 @@ pub(super) static OPTIONS: &[OptionDef] = &[
 
     def(Layers, Overlay, &["lowerdir"], "=A[:B...]", Layer(LayerKey::Lower), "readonly layers, topmost first"),
     def(Layers, Overlay, &["lowerdir+"], "=A", Layer(LayerKey::LowerOne), "one more readonly layer, below the others"),
+    def(Layers, Overlay, &["datadir+"], "=A", Layer(LayerKey::DataOne), "one more data-only layer, below the others"),
     def(Layers, Overlay, &["upperdir"], "=U", Layer(LayerKey::Upper), "the writable layer; without it all is readonly"),
     def(Layers, Overlay, &["workdir"], "=W", Layer(LayerKey::Work), "for work in progress, on upperdir's filesystem"),
     def(Layers, Overlay, &["redirect_dir"], "=on|off", Value(redirect_dir), "rename directories of lower layers (on), or EXDEV"),
@@ -146,7 +147,6 @@ pub(super) static OPTIONS: &[OptionDef] = &[
     accepted(Overlay, &["verity"], Value(|v| off_only(v, "no effect: digests of lower layers are not checked"))),
     accepted(Overlay, &["xino", "uuid"], Ignored),
     accepted(Overlay, &["userxattr"], NoEffect("no effect: xattrs are chosen by what the layer allows")),
-    refused(Overlay, &["datadir+"], "`lowerdir+=A` adds an ordinary layer"),
     accepted(Overlay, &["static_nlink"], NoEffect("no effect: link counts are exact")),
     accepted(Overlay, &["fast_ino"], Value(|v| off_only(v, "no effect: inode numbers are stable at no cost"))),
     accepted(Overlay, &["ino32_t"], NoEffect("no effect: inode numbers have 64 bits")),

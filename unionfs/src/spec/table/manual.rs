@@ -33,6 +33,7 @@ pub(super) static ENTRIES: &[Entry] = &[
 
     entry("lowerdir", "", "readonly layers, topmost first"),
     entry("lowerdir+", "", "one more readonly layer, below the others; a colon belongs to the path"),
+    entry("datadir+", "", "one more data-only layer, below the others; a colon belongs to the path"),
     entry("upperdir", "", "the writable layer; without it the mount is readonly"),
     entry("workdir", "", "for work in progress; on the filesystem of `upperdir`, and required with it"),
     entry("redirect_dir", "", "`on`: directories of lower layers can be renamed; `off`, `follow` or `nofollow`: that is EXDEV"),

@@ -79,6 +79,8 @@ pub(super) enum LayerKey {
     Lower,
     /// `lowerdir+`
     LowerOne,
+    /// `datadir+`
+    DataOne,
     /// `upperdir`
     Upper,
     /// `workdir`
