@@ -200,6 +200,22 @@ pub struct SetAttr {
     pub mtime: Option<SetTime>,
 }
 
+impl SetAttr {
+    /// Is nothing set?
+    pub fn is_empty(&self) -> bool {
+        self.size.is_none() && !self.is_metadata()
+    }
+
+    /// Is anything but the length set?
+    pub fn is_metadata(&self) -> bool {
+        self.mode.is_some()
+            || self.uid.is_some()
+            || self.gid.is_some()
+            || self.atime.is_some()
+            || self.mtime.is_some()
+    }
+}
+
 /// One entry of a listing.
 #[derive(Clone, Copy, Debug)]
 pub struct DirEntry<'a> {

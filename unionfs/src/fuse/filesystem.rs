@@ -102,7 +102,7 @@ impl Filesystem for Adapter {
         };
         // The kernel's own flag for this (FATTR_KILL_SUIDGID) does not get through fuser 0.18:
         // every truncation by an ordinary user counts as one that drops privileges.
-        let kill_priv = size.is_some() && caller.uid != 0;
+        let kill_priv = (size.is_some() || set.is_empty()) && caller.uid != 0;
         self.answer(
             Op::Setattr,
             reply,
@@ -408,7 +408,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -416,7 +416,11 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let work = || self.union.fallocate(node(ino), offset, length, mode);
+        let work = || {
+            let kill_priv = self.caller(request).uid != 0;
+            self.union
+                .fallocate(node(ino), offset, length, mode, kill_priv)
+        };
         self.answer(Op::Fallocate, reply, work, |reply, ()| reply.ok());
     }
 
@@ -439,7 +443,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _request: &Request,
+        request: &Request,
         ino_in: INodeNo,
         _fh_in: FileHandle,
         offset_in: u64,
@@ -458,6 +462,7 @@ impl Filesystem for Adapter {
                 (node(ino_in), offset_in),
                 (node(ino_out), offset_out),
                 len.min(MAX_COPY),
+                self.caller(request).uid != 0,
             )
         };
         // At most MAX_COPY, which fits.

@@ -1,6 +1,7 @@
 //! GETATTR, SETATTR, READLINK, STATFS.
 
 use super::Union;
+use super::data::without_set_id;
 use super::namespace::Need;
 use crate::errno::{Errno, Result};
 use crate::node::Node;
@@ -87,10 +88,12 @@ impl Union {
     }
 
     /// SETATTR. Truncation by a caller without CAP_FSETID drops setuid, setgid and capabilities:
-    /// `kill_priv`.
+    /// `kill_priv`. So does a request of nothing at all by the owner of a file: it is chown(2) with no
+    /// new owner, or a write that the kernel makes itself. (By a stranger it may be the former,
+    /// which is not allowed.)
     pub fn setattr(
         &self,
-        _caller: &Caller,
+        caller: &Caller,
         node: NodeId,
         set: &SetAttr,
         kill_priv: bool,
@@ -101,12 +104,16 @@ impl Union {
             self.with_room(&node, 0, || self.truncate(&node, size, kill_priv))?;
         }
         let _stays = node.change.read();
-        if set.mode.is_some()
-            || set.uid.is_some()
-            || set.gid.is_some()
-            || set.atime.is_some()
-            || set.mtime.is_some()
-        {
+        if set.is_empty() && kill_priv && node.kind != Kind::Dir {
+            let attr = self.attr_of(&node)?;
+            let mode = attr.mode & 0o7777;
+            let kept = without_set_id(mode);
+            if kept != mode && attr.uid == caller.uid {
+                self.make_writable(&node)?;
+                self.with_place(&node, |_, loc| loc.chmod(kept))?;
+            }
+        }
+        if set.is_metadata() {
             self.make_writable(&node)?;
             self.with_place(&node, |_, loc| {
                 // Ownership first: it clears setuid and setgid, which the mode may set again.

@@ -101,12 +101,22 @@ impl Union {
         })
     }
 
-    /// FALLOCATE, `mode` as in fallocate(2).
-    pub fn fallocate(&self, node: NodeId, offset: u64, length: u64, mode: i32) -> Result<()> {
+    /// FALLOCATE, `mode` as in fallocate(2); `kill_priv` as for [`Self::write`].
+    pub fn fallocate(
+        &self,
+        node: NodeId,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        kill_priv: bool,
+    ) -> Result<()> {
         let node = self.node(node)?;
         let flags = FallocateFlags::from_bits_retain(mode as u32);
         self.with_room(&node, length, || {
             let fd = self.writable_fd(&node)?;
+            if kill_priv {
+                drop_privileges(&fd)?;
+            }
             rustix::fs::fallocate(&*fd, flags, offset, length)
         })
     }
@@ -125,17 +135,22 @@ impl Union {
         i64::try_from(at).map_err(|_| Errno::OVERFLOW)
     }
 
-    /// COPY_FILE_RANGE; also between branches on different filesystems.
+    /// COPY_FILE_RANGE; also between branches on different filesystems. `kill_priv` as for
+    /// [`Self::write`].
     pub fn copy_file_range(
         &self,
         from: (NodeId, u64),
         to: (NodeId, u64),
         length: u64,
+        kill_priv: bool,
     ) -> Result<usize> {
         let target = self.node(to.0)?;
         let want = length.min(COPY_MAX) as usize;
         let copied = self.with_room(&target, want as u64, || {
             let target = self.writable_fd(&target)?;
+            if kill_priv {
+                drop_privileges(&target)?;
+            }
             // After the copy-up: source and target may be one file.
             let source = self.data_fd(&self.node(from.0)?)?;
             let (mut read_at, mut write_at) = (from.1, to.1);
@@ -157,13 +172,19 @@ impl Union {
 /// `cap_inode_need_killpriv` in Linux.) Source: chmod(2), `file_remove_privs` in Linux.
 fn drop_privileges(fd: &OwnedFd) -> Result<()> {
     let stat = stat_fd(fd)?;
-    let mut mode = stat.mode & 0o7777;
-    mode &= !libc::S_ISUID;
-    if mode & libc::S_IXGRP != 0 {
-        mode &= !libc::S_ISGID;
-    }
+    let mode = without_set_id(stat.mode & 0o7777);
     if mode != stat.mode & 0o7777 {
         rustix::fs::fchmod(fd, rustix::fs::Mode::from_bits_truncate(mode))?;
     }
     Ok(())
+}
+
+/// A mode without setuid, and without setgid where that means anything.
+pub(super) fn without_set_id(mode: u32) -> u32 {
+    let setgid = if mode & libc::S_IXGRP != 0 {
+        libc::S_ISGID
+    } else {
+        0
+    };
+    mode & !(libc::S_ISUID | setgid)
 }
