@@ -643,8 +643,11 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let work = || xattr::fit(self.union.listxattr(node(ino))?, size);
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let work = || {
+            let names = self.union.listxattr(node(ino))?;
+            xattr::fit(xattr::shown_to(&self.caller(request), names), size)
+        };
         self.answer(Op::Listxattr, reply, work, |reply, value| {
             xattr::send(reply, &value, size)
         });

@@ -3,7 +3,7 @@
 use super::adapter::Adapter;
 use super::idmap::is_acl;
 use crate::errno::{Errno, Result};
-use crate::types::NodeId;
+use crate::types::{Caller, NodeId};
 use fuser::ReplyXattr;
 
 impl Adapter {
@@ -37,6 +37,17 @@ impl Adapter {
             Ok(())
         }
     }
+}
+
+/// The names of a list that a caller may know of: `trusted.*` only with CAP_SYS_ADMIN, which the
+/// kernel checks when it is asked for a value (xattr(7)), but leaves to us in lists.
+pub(super) fn shown_to(caller: &Caller, names: Vec<u8>) -> Vec<u8> {
+    if caller.uid == 0 || !names.windows(8).any(|w| w == b"trusted.") {
+        return names;
+    }
+    let all = names.split_inclusive(|b| *b == 0);
+    let shown = all.filter(|name| !name.starts_with(b"trusted."));
+    shown.flatten().copied().collect()
 }
 
 /// Does a value fit the caller's buffer? 0 asks for the size only.
