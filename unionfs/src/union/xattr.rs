@@ -101,14 +101,19 @@ impl Union {
         }
         let node = self.node(node)?;
         let _stays = node.change.read();
-        // Nothing to remove: nothing is copied up for it.
-        self.with_place(&node, |branch, loc| {
+        // Nothing to remove: nothing is copied up for it. That there was no ACL is no error
+        // (`vfs_remove_acl` in Linux).
+        let there = self.with_place(&node, |branch, loc| {
             if !branch.writable() && !self.can_be_copied(branch.id) {
                 return Err(Errno::ROFS);
             }
             let stored = stored_name(branch, name).ok_or(Errno::NODATA)?;
             loc.xattrs(|x| x.get(&stored))
-        })?;
+        });
+        match there {
+            Err(Errno::NODATA) if name.starts_with(b"system.posix_acl_") => return Ok(()),
+            other => drop(other?),
+        }
         self.make_writable(&node)?;
         self.with_place(&node, |branch, loc| {
             let stored = stored_name(branch, name).ok_or(Errno::NODATA)?;
