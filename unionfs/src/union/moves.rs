@@ -2,6 +2,7 @@
 
 use super::Union;
 use super::discard::count_marks;
+use super::make_dir::keep_times;
 use crate::branch::Branch;
 use crate::errno::{Errno, Result};
 use crate::spec::Format;
@@ -13,6 +14,7 @@ use crate::sys::walk::entries;
 use crate::types::Kind;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, RenameFlags as SysFlags};
+use std::sync::Arc;
 
 /// One rename on one branch.
 pub(super) struct Move<'a> {
@@ -123,20 +125,25 @@ fn rename_leaving_device(branch: &Branch, m: &Move<'_>) -> Result<()> {
 
 /// Removes the whiteout devices of a directory that has given up its lower parts, in which they hide
 /// nothing any more: the kernel's overlayfs lists those of a directory that it need not merge.
-pub(super) fn drop_idle_devices(branch: &Branch, dir: &OwnedFd) {
+pub(super) fn drop_idle_devices(branch: &Branch, dir: &Arc<OwnedFd>) {
     if branch.format != Format::Overlay {
         return;
     }
-    let removed = open_listing(dir)
-        .and_then(|listing| entries(&listing))
-        .and_then(|all| {
-            for (name, _) in all.iter().filter(|(_, kind)| *kind == Kind::Char) {
-                if stat_at(dir, name)?.is_null_device() {
-                    rustix::fs::unlinkat(dir, &**name, AtFlags::empty())?;
-                }
+    let remove = || {
+        let before = stat_fd(dir)?;
+        let mut removed = false;
+        for (name, kind) in entries(&open_listing(dir)?)? {
+            if kind == Kind::Char && stat_at(dir, &name)?.is_null_device() {
+                rustix::fs::unlinkat(dir, &*name, AtFlags::empty())?;
+                removed = true;
             }
-            Ok(())
-        });
+        }
+        if removed {
+            keep_times(dir, &before);
+        }
+        Ok::<_, Errno>(())
+    };
+    let removed = remove();
     if let Err(err) = removed {
         log::debug!("a needless whiteout was left: {err}");
     }

@@ -8,6 +8,7 @@
 use super::Union;
 use super::copyup::How;
 use super::create::first_of;
+use super::make_dir::keep_times;
 use super::moves::{Move, drop_idle_devices};
 use super::names::{Leaving, unname};
 use super::namespace::Need;
@@ -18,7 +19,7 @@ use crate::node::index::Found;
 use crate::node::{Layer, Layers, Namespace, Node, Place, Present};
 use crate::spec::{DirOpaque, Format};
 use crate::sys::Name;
-use crate::sys::stat::stat_at;
+use crate::sys::stat::{stat_at, stat_fd};
 use crate::types::*;
 use parking_lot::{MutexGuard, RwLockWriteGuard};
 use rustix::fs::AtFlags;
@@ -539,7 +540,16 @@ impl Union {
     ) -> Result<()> {
         match lower {
             Lower::None { opaque: false } => Ok(()),
-            Lower::None { opaque: true } => branch.set_opaque(&*self.dir_fd_on(node, branch.id)?),
+            Lower::None { opaque: true } => {
+                let dir = self.dir_fd_on(node, branch.id)?;
+                let before = stat_fd(&*dir)?;
+                branch.set_opaque(&dir)?;
+                if branch.format == Format::Aufs {
+                    // The mark is a file in it.
+                    keep_times(&dir, &before);
+                }
+                Ok(())
+            }
             Lower::Redirect(layers) => {
                 let path = layers
                     .iter()
