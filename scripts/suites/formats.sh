@@ -17,6 +17,18 @@ formats_lower() {
     done
 }
 
+# formats_uaufs OPTIONS: mounts one of ours. umount(8) is back before the daemon of the last one has let go of the branch.
+formats_uaufs() {
+    local try
+    for ((try = 0; try < 50; try++)); do
+        if timeout 30 "$UAUFS" -o "$1" "$WORK/f/m" 2>"$WORK/refused"; then return 0; fi
+        grep -q EAGAIN "$WORK/refused" || break
+        sleep 0.1
+    done
+    cat "$WORK/refused" >&2
+    return 1
+}
+
 # formats_mount PEER [OPTIONS]: mounts u over l1 to l3 at m.
 formats_mount() {
     local top=$WORK/f
@@ -28,9 +40,9 @@ formats_mount() {
             unionfs -o cow,hide_meta_files,allow_other,default_permissions,suid,dev \
                 "$top/u=RW:$top/l1=RO:$top/l2=RO:$top/l3=RO" "$top/m"
             ;;
-        uaufs) "$UAUFS" -o "$layers${2:+,$2}" "$top/m" ;;
-        uaufs-readonly) "$UAUFS" -o "lowerdir=$top/u:$top/l1:$top/l2:$top/l3" "$top/m" ;;
-        uaufs-branches) "$UAUFS" -o "br=$2:$top/l1=ro+wh:$top/l2=ro+wh:$top/l3=ro+wh,dirren" "$top/m" ;;
+        uaufs) formats_uaufs "$layers${2:+,$2}" ;;
+        uaufs-readonly) formats_uaufs "lowerdir=$top/u:$top/l1:$top/l2:$top/l3" ;;
+        uaufs-branches) formats_uaufs "br=$2:$top/l1=ro+wh:$top/l2=ro+wh:$top/l3=ro+wh,dirren" ;;
     esac
 }
 
