@@ -4,6 +4,7 @@
 
 mod fixture;
 mod identity;
+mod kept_owners;
 mod links;
 mod marks;
 mod movedown;

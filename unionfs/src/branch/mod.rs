@@ -13,6 +13,7 @@ pub mod metacopy;
 pub mod offline;
 pub mod open;
 pub mod overlay;
+pub mod owners;
 pub mod plinks;
 pub mod store;
 
@@ -50,6 +51,8 @@ pub struct Branch {
     pub is_clone: bool,
     /// What unionfs-fuse deleted; readonly branches only whose whiteouts count.
     pub hidden: Option<Arc<hidden::Hidden>>,
+    /// Owners and modes are kept in this attribute; overlay format only.
+    pub owners: Option<owners::Owners>,
     /// Bookkeeping; writable branches only.
     pub store: Option<Arc<Store>>,
 }

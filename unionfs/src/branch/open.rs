@@ -4,6 +4,7 @@ use super::Branch;
 use super::hidden::Hidden;
 use super::log::Recovered;
 use super::offline;
+use super::owners::Owners;
 use super::store::Store;
 use crate::errno::Errno;
 use crate::setup::SetupError;
@@ -12,6 +13,7 @@ use crate::sys::clone_tree::private_clone;
 use crate::sys::loc::open_beneath;
 use crate::sys::loc::open_listing;
 use crate::sys::stat::stat_fd;
+use crate::sys::xattr;
 use crate::types::BranchId;
 use crate::whiteout::{CONVERTING, STORE_DIR};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
@@ -237,6 +239,7 @@ pub fn open_again<'a>(
             root_ino: old.root_ino,
             is_clone: old.is_clone,
             hidden: old.hidden.clone(),
+            owners: old.owners,
             store: old.store.clone(),
         }));
     }
@@ -321,6 +324,10 @@ fn open_one(
     let stat = stat_fd(&root).map_err(|e| path_error(&c.spec.path, e, "cannot stat the branch"))?;
     let fs = rustix::fs::fstatvfs(&root).map_or(0, |s| s.f_fsid);
     let hidden = deletions(&c, &root)?;
+    let owners = match format {
+        Format::Overlay => Owners::on_root(&xattr::Target::dir(root.as_fd())),
+        Format::Aufs => None,
+    };
     let branch = Branch {
         id,
         path: c.real_path,
@@ -333,6 +340,7 @@ fn open_one(
         root_ino: stat.ino,
         is_clone,
         hidden,
+        owners,
         store,
     };
     Ok((Arc::new(branch), recovered))

@@ -94,6 +94,10 @@ impl IoPlan {
                 DataPath::PageCache,
                 "moveonenospc: the daemon must see every write",
             ),
+            IoMode::Auto if options.xattr_permissions.is_some() => (
+                DataPath::PageCache,
+                "xattr_permissions excludes passthrough",
+            ),
             IoMode::Auto if copy_on_open => (DataPath::PageCache, "a branch copies up on open"),
             IoMode::Auto if writable != 1 => (
                 DataPath::PageCache,

@@ -350,7 +350,7 @@ pub struct Options {
     pub squash_gid: Option<u32>,
     /// `noacl` clears it.
     pub acl: bool,
-    /// `xattr_permissions=1|2`: owners and modes are kept in an xattr (recorded, not honoured yet).
+    /// `xattr_permissions=1|2`: owners and modes are kept in an xattr.
     pub xattr_permissions: Option<u8>,
     /// `threads=`: FUSE worker threads; `None` = min(cores, 4).
     pub threads: Option<usize>,

@@ -335,10 +335,6 @@ mod tests {
                 "lazytime",
                 "lazytime: no effect: times are those of the branches' files",
             ),
-            (
-                "xattr_permissions=2",
-                "xattr_permissions=2: no effect yet: owners and modes are those of the files",
-            ),
             ("foo=1", "unknown argument ignored: foo=1"),
             ("create:mfs", ""),
         ] {

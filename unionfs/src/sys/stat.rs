@@ -46,6 +46,23 @@ impl RealStat {
         Kind::from_mode(self.mode)
     }
 
+    /// The same with another owner, group and permission bits.
+    pub fn with_owner(self, (uid, gid, mode): (u32, u32, u32)) -> Self {
+        let mode = self.mode & !0o7777 | mode & 0o7777;
+        Self {
+            uid,
+            gid,
+            mode,
+            ..self
+        }
+    }
+
+    /// The same as another type.
+    pub fn with_type(self, kind: Kind, rdev: u64) -> Self {
+        let mode = self.mode & 0o7777 | kind.to_mode();
+        Self { mode, rdev, ..self }
+    }
+
     /// A character device 0/0: overlayfs's whiteout.
     pub fn is_null_device(&self) -> bool {
         self.kind() == Kind::Char && self.rdev == 0

@@ -23,7 +23,7 @@ impl Union {
         if node.kind == Kind::Dir {
             return self.dir_attr(node);
         }
-        let stat = self.with_place(node, |_, loc| loc.stat())?;
+        let stat = self.with_place(node, |branch, loc| branch.shown(loc, loc.stat()?))?;
         let mut attr = self.file_attr(node, &stat);
         self.count_blocks(node, &mut attr);
         Ok(attr)
@@ -45,7 +45,10 @@ impl Union {
     fn counted_file_attr(&self, node: &Arc<Node>) -> Option<Attr> {
         for _ in 0..RETRIES {
             let _counting = self.links.counting(&[node.id]);
-            let Ok(stat) = self.place_locked(node).and_then(|(_, loc)| loc.stat()) else {
+            let Ok(stat) = self
+                .place_locked(node)
+                .and_then(|(branch, loc)| branch.shown(&loc, loc.stat()?))
+            else {
                 continue;
             };
             if stat.ino == node.inode().1 {
@@ -66,7 +69,7 @@ impl Union {
             Err(Errno::ACCESS | Errno::PERM) => None,
             Err(err) => return Err(err),
         };
-        let stat = self.with_place(node, |_, loc| loc.stat())?;
+        let stat = self.with_place(node, |branch, loc| branch.shown(loc, loc.stat()?))?;
         let mut attr = attr_from(node.id, &stat);
         let Some(ns) = ns else { return Ok(attr) };
         if ns.dead {
@@ -115,7 +118,16 @@ impl Union {
         }
         if set.is_metadata() {
             self.make_writable(&node)?;
-            self.with_place(&node, |_, loc| {
+            self.with_place(&node, |branch, loc| {
+                if let Some(owners) = branch.owners {
+                    if set.uid.is_some() || set.gid.is_some() || set.mode.is_some() {
+                        Self::set_owner(owners, loc, set)?;
+                    }
+                    if set.atime.is_some() || set.mtime.is_some() {
+                        loc.set_times(set.atime, set.mtime)?;
+                    }
+                    return Ok(());
+                }
                 // Ownership first: it clears setuid and setgid, which the mode may set again.
                 if set.uid.is_some() || set.gid.is_some() {
                     loc.chown(set.uid, set.gid)?;

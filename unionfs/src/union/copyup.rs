@@ -203,7 +203,7 @@ impl Union {
         // The source cannot change: every change of it waits for this copy.
         let (source_branch, source) =
             self.with_place(node, |b, loc| Ok((b.clone(), loc.clone())))?;
-        let stat = source.stat()?;
+        let stat = source_branch.shown(&source, source.stat()?)?;
         let mut copy = self.build_copy(node, &target, &source_branch, &source, &stat, how)?;
         if self.version() != version {
             return Err(Errno::STALE);
@@ -293,18 +293,23 @@ impl Union {
             Kind::Dir => creds::with_exact_modes(|| {
                 rustix::fs::mkdirat(dir, &*copy.temp, Mode::from_bits_truncate(0o700))
             })?,
+            // A special file cannot have the attribute in which its owner is kept.
+            _ if target.owners.is_some() => {
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                openat(dir, &*copy.temp, flags, Mode::from_bits_truncate(0o600)).map(drop)?;
+            }
             kind => make_special(dir, &copy.temp, kind, stat.rdev)?,
         }
         let loc = copy.loc();
         self.copy_metadata(target, source_branch, source, &loc, stat)?;
-        if copy.stat.kind() == Kind::Dir && !self.privileged {
+        if copy.stat.kind() == Kind::Dir && !self.privileged && target.owners.is_none() {
             // Moving a directory needs write permission on it: the mode is set afterwards.
             loc.chmod(stat.mode | 0o700)?;
         }
         if let (Some(file), false) = (&copy.file, self.options().volatile) {
             self.apart(how, || rustix::fs::fsync(&**file))?;
         }
-        copy.stat = loc.stat()?;
+        copy.stat = target.shown(&loc, loc.stat()?)?;
         Ok(copy)
     }
 

@@ -4,6 +4,7 @@ use super::Union;
 use super::copyup::{How, file_type};
 use super::spill::says_full;
 use crate::branch::Branch;
+use crate::branch::owners::Owners;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
 use crate::node::{Home, Index, Layer, Layers, Namespace, Node, Place, Present};
@@ -164,6 +165,7 @@ impl Union {
             Some(file) => stat_fd(&**file)?,
             None => stat_at(&dir, name)?,
         };
+        let stat = target.shown(&Loc::at(dir.clone(), name), stat)?;
         let node = self.new_node(parent, name, &target, &stat);
         self.index_new(parent, &mut ns, name, &target, &stat, hidden);
         let attr = if node.kind == Kind::Dir {
@@ -200,15 +202,19 @@ impl Union {
         // A whiteout device has the very name: the new entry is made beside it and takes its place.
         let over_device = hidden && has_whiteout_entry(branch, dir, name)?;
         let temp;
-        let at = if over_device {
+        // So is one that gets its owner and mode by an attribute.
+        let at = if over_device || branch.owners.is_some() {
             temp = side_name(branch)?;
             &*temp
         } else {
             name
         };
-        let file = creds::as_caller(caller.uid, caller.gid, modes.umask, || {
-            make_entry(dir, at, new, modes.mode)
-        })?;
+        let file = match branch.owners {
+            Some(owners) => make_kept(owners, branch, dir, at, new, (caller, modes))?,
+            None => creds::as_caller(caller.uid, caller.gid, modes.umask, || {
+                make_entry(dir, at, new, modes.mode)
+            })?,
+        };
         let finish = || -> Result<()> {
             let always = self.options().dir_opaque == DirOpaque::Always;
             if matches!(new, New::Dir) && (own_mark || always) {
@@ -216,6 +222,8 @@ impl Union {
             }
             if over_device {
                 replace_device(branch, dir, at, name, matches!(new, New::Dir))?;
+            } else if at != name {
+                rustix::fs::renameat(dir, at, dir, name)?;
             }
             if hidden {
                 branch.remove_whiteout(dir, name)
@@ -371,7 +379,7 @@ impl Union {
         }
         let dir = self.dir_fd_on(parent, target.id)?;
         link_to(&source, &target, &dir, name, hidden)?;
-        let stat = stat_at(&dir, name)?;
+        let stat = target.shown(&Loc::at(dir.clone(), name), stat_at(&dir, name)?)?;
         node.update_home(|h| {
             if !h.linked {
                 (h.parent, h.name, h.linked) = (Some(parent.clone()), Name::from_slice(name), true);
@@ -442,6 +450,34 @@ fn make_entry(dir: &OwnedFd, name: &[u8], new: &New<'_>, mode: u32) -> Result<Op
         New::Special(kind, rdev) => rustix::fs::mknodat(dir, name, file_type(*kind), mode, *rdev)?,
     }
     Ok(None)
+}
+
+/// Makes something whose owner, mode and (special files) type are kept in an attribute.
+fn make_kept(
+    owners: Owners,
+    branch: &Branch,
+    dir: &Arc<OwnedFd>,
+    at: &[u8],
+    new: &New<'_>,
+    (caller, modes): (&Caller, Modes),
+) -> Result<Option<OwnedFd>> {
+    let (kind, rdev) = match new {
+        New::File => (Kind::File, 0),
+        New::Dir => (Kind::Dir, 0),
+        New::Symlink(_) => (Kind::Symlink, 0),
+        New::Special(kind, rdev) => (*kind, *rdev),
+    };
+    let owner = Union::new_owner(branch, dir, caller, kind, modes.mode & !modes.umask)?;
+    let real = Owners::real_mode(owner.2);
+    let plain = matches!(new, New::Special(..)).then_some(&New::File);
+    let file = creds::with_exact_modes(|| make_entry(dir, at, plain.unwrap_or(new), real))?;
+    let loc = Loc::at(dir.clone(), at);
+    let write = || {
+        let shown = loc.stat()?.with_owner(owner).with_type(kind, rdev);
+        loc.xattrs(|file| owners.write(&file, &shown))
+    };
+    write().inspect_err(|_| undo_new(dir, at, matches!(new, New::Dir)))?;
+    Ok(file.filter(|_| plain.is_none()))
 }
 
 fn undo_new(dir: &OwnedFd, name: &[u8], is_dir: bool) {

@@ -1,6 +1,7 @@
 //! READ, WRITE and everything else on the data of a file.
 
 use super::Union;
+use crate::branch::Branch;
 use crate::errno::{Errno, Result};
 use crate::node::Node;
 use crate::sys::copy::{read_full, write_all};
@@ -30,7 +31,7 @@ impl Union {
         self.with_room(&node, data.len() as u64, || {
             let fd = self.writable_fd(&node)?;
             if kill_priv {
-                drop_privileges(&fd)?;
+                drop_privileges(&*self.branch(node.inode().0)?, &fd)?;
             }
             match write_all(&*fd, data, offset) {
                 Err(Errno::BADF) => {
@@ -60,7 +61,7 @@ impl Union {
         self.copy_up(node, Some(size))?;
         let fd = self.data_fd(node)?;
         if kill_priv {
-            drop_privileges(&fd)?;
+            drop_privileges(&*self.branch(node.inode().0)?, &fd)?;
         }
         match rustix::fs::ftruncate(&*fd, size) {
             // The cached descriptor is readonly: the mode forbade writing when it was opened.
@@ -115,7 +116,7 @@ impl Union {
         self.with_room(&node, length, || {
             let fd = self.writable_fd(&node)?;
             if kill_priv {
-                drop_privileges(&fd)?;
+                drop_privileges(&*self.branch(node.inode().0)?, &fd)?;
             }
             rustix::fs::fallocate(&*fd, flags, offset, length)
         })
@@ -147,16 +148,16 @@ impl Union {
         let target = self.node(to.0)?;
         let want = length.min(COPY_MAX) as usize;
         let copied = self.with_room(&target, want as u64, || {
-            let target = self.writable_fd(&target)?;
+            let fd = self.writable_fd(&target)?;
             if kill_priv {
-                drop_privileges(&target)?;
+                drop_privileges(&*self.branch(target.inode().0)?, &fd)?;
             }
             // After the copy-up: source and target may be one file.
             let source = self.data_fd(&self.node(from.0)?)?;
             let (mut read_at, mut write_at) = (from.1, to.1);
             self.gate.outside(|| {
                 let (from, to) = (Some(&mut read_at), Some(&mut write_at));
-                rustix::fs::copy_file_range(&*source, from, &*target, to, want)
+                rustix::fs::copy_file_range(&*source, from, &*fd, to, want)
             })
         });
         match copied {
@@ -170,7 +171,10 @@ impl Union {
 /// What writing by somebody without CAP_FSETID does and the daemon's own write does not: clears
 /// setuid, and setgid if group-executable. (File capabilities go with every write, whoever writes:
 /// `cap_inode_need_killpriv` in Linux.) Source: chmod(2), `file_remove_privs` in Linux.
-fn drop_privileges(fd: &OwnedFd) -> Result<()> {
+fn drop_privileges(branch: &Branch, fd: &OwnedFd) -> Result<()> {
+    if let Some(owners) = branch.owners {
+        return Union::drop_kept_privileges(owners, fd);
+    }
     let stat = stat_fd(fd)?;
     let mode = without_set_id(stat.mode & 0o7777);
     if mode != stat.mode & 0o7777 {

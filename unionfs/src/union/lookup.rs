@@ -7,7 +7,7 @@ use crate::node::index::Found;
 use crate::node::{Home, Layer, Layers, Node, Place, Present};
 use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
-use crate::sys::{Name, RealStat};
+use crate::sys::{Loc, Name, RealStat};
 use crate::types::*;
 use rustix::fd::OwnedFd;
 use smallvec::SmallVec;
@@ -121,6 +121,8 @@ impl Union {
         if stat.kind() == Kind::Dir {
             self.dir_child(parent, name, found, stat, &dir, references)
         } else {
+            let branch = self.branch(found.top)?;
+            let stat = branch.shown(&Loc::at(dir, name), stat)?;
             Ok(self.file_child(parent, name, found, stat, references))
         }
     }

@@ -46,7 +46,7 @@ impl Union {
         let branch = self.branch(target)?;
         let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
         let (source_branch, source) = self.place_locked(node)?;
-        let stat = source.stat()?;
+        let stat = source_branch.shown(&source, source.stat()?)?;
         let mut copy = self.build_copy(
             node,
             &branch,
@@ -79,7 +79,7 @@ impl Union {
             });
         }
         copy.published = true;
-        if !self.privileged {
+        if !self.privileged && branch.owners.is_none() {
             let placed = Loc::at(dir.clone(), &home.name);
             placed.chmod(stat.mode)?;
             placed.set_times(Some(SetTime::At(stat.atime)), Some(SetTime::At(stat.mtime)))?;

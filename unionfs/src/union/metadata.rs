@@ -3,6 +3,7 @@
 use super::Union;
 use super::xattr::{shown_name, stored_name};
 use crate::branch::Branch;
+use crate::branch::owners::Owners;
 use crate::errno::{Errno, Result};
 use crate::spec::IgnoreXattr;
 use crate::sys::xattr;
@@ -19,6 +20,14 @@ impl Union {
         to: &Loc,
         stat: &RealStat,
     ) -> Result<()> {
+        if let Some(owners) = target.owners {
+            self.copy_xattrs(target, source_branch, from, to, true)?;
+            if stat.kind() != Kind::Symlink {
+                to.chmod(Owners::real_mode(stat.mode))?;
+            }
+            to.xattrs(|file| owners.write(&file, stat))?;
+            return to.set_times(Some(SetTime::At(stat.atime)), Some(SetTime::At(stat.mtime)));
+        }
         let mut mode = stat.mode & 0o7777;
         // The id that stands for all owners without one.
         let foreign = self.in_userns && [stat.uid, stat.gid].contains(&creds::OVERFLOW_ID);

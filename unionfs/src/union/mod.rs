@@ -31,6 +31,7 @@ mod namespace;
 mod news;
 mod on_open;
 mod open;
+mod owners;
 mod placement;
 mod plinks;
 mod redirect;

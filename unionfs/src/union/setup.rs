@@ -40,7 +40,8 @@ impl Union {
             what: "cannot open /proc and /proc/self/fd: mount /proc first".to_owned(),
             errno,
         })?;
-        let opened = open_all(&spec.branches, spec.grammar)?;
+        let mut opened = open_all(&spec.branches, spec.grammar)?;
+        super::owners::adopt(&mut opened, spec.options.xattr_permissions)?;
         let branches: Vec<Arc<Branch>> = opened.iter().map(|(b, _)| b.clone()).collect();
         // The writable branch's filesystem comes first: its numbers are shown as they are.
         let first = branches

@@ -14,7 +14,17 @@ use std::borrow::Cow;
 /// What an attribute that is found on a branch is called; `None` = it is a mark.
 pub(super) fn shown_name<'a>(branch: &Branch, stored: &'a [u8]) -> Option<Cow<'a, [u8]>> {
     match branch.format {
-        Format::Overlay => overlay::shown_name(stored),
+        Format::Overlay
+            if branch
+                .owners
+                .is_some_and(|o| o.shown_name(stored).is_none()) =>
+        {
+            None
+        }
+        Format::Overlay => match branch.owners.and_then(|o| o.shown_name(stored)) {
+            Some(theirs) if *theirs != *stored => Some(theirs),
+            _ => overlay::shown_name(stored),
+        },
         Format::Aufs => Some(Cow::Borrowed(stored)),
     }
 }
@@ -23,6 +33,10 @@ pub(super) fn shown_name<'a>(branch: &Branch, stored: &'a [u8]) -> Option<Cow<'a
 pub(super) fn stored_name<'a>(branch: &Branch, name: &'a [u8]) -> Option<Cow<'a, [u8]>> {
     match branch.format {
         Format::Overlay if name.starts_with(overlay::FUSE_OVERLAYFS) => None,
+        Format::Overlay if branch.owners.is_some_and(|o| o.stored_name(name).is_none()) => None,
+        Format::Overlay if branch.owners.is_some() && name.starts_with(b"security.") => {
+            branch.owners.and_then(|o| o.stored_name(name))
+        }
         Format::Overlay => Some(overlay::stored_name(name)),
         Format::Aufs => Some(Cow::Borrowed(name)),
     }

@@ -105,7 +105,7 @@ pub(super) static OPTIONS: &[OptionDef] = &[
     def(Ids, Both, &["squash_to_uid"], "=UID", Value(|v| set(value::id(v), Setting::SquashUid)), "every file shows this owner"),
     def(Ids, Both, &["squash_to_gid"], "=GID", Value(|v| set(value::id(v), Setting::SquashGid)), "every file shows this group"),
     def(Ids, Both, &["squash_to_root"], "", Flag(|| vec![Setting::SquashUid(0), Setting::SquashGid(0)].into()), "the same as both with 0"),
-    def(Ids, Both, &["xattr_permissions"], "=0|1|2", Value(xattr_permissions), "owner and mode in an xattr (recorded only)"),
+    def(Ids, Both, &["xattr_permissions"], "=0|1|2", Value(xattr_permissions), "owner and mode in an xattr"),
     def(Ids, Both, &["acl"], "", Toggle(Setting::Acl), "POSIX ACLs"),
 
     def(Mount, Both, &["ro"], "", Flag(|| mount(MountSetting::ReadOnly(true))), "readonly"),
@@ -232,7 +232,7 @@ fn xattr_permissions(text: &[u8]) -> Result<Meaning, Problem> {
     let mode = value::number(text, 0, 2)? as u8;
     Ok(Meaning {
         settings: vec![Setting::XattrPermissions(mode)],
-        caution: (mode != 0).then_some("no effect yet: owners and modes are those of the files"),
+        caution: None,
     })
 }
 

@@ -72,7 +72,7 @@ pub(super) static ENTRIES: &[Entry] = &[
     entry("squash_to_uid", "", "every file shows this owner"),
     entry("squash_to_gid", "", "every file shows this group"),
     entry("squash_to_root", "", "both with 0"),
-    entry("xattr_permissions", "0", "accepted with a warning: owners and modes are those of the files"),
+    entry("xattr_permissions", "0", "owners and modes are kept in `security.fuseoverlayfs.override_stat` (1) or `user.containers.override_stat` (2)"),
     entry("acl", "on", "POSIX ACLs"),
 
     entry("ro", "", "readonly, as in mount(8)"),
