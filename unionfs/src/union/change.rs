@@ -226,7 +226,7 @@ impl Union {
 
     /// Nothing is reached through descriptors on this branch any more.
     fn drop_descriptors(&self, id: BranchId) {
-        self.dir_fds.retain(|(_, branch)| *branch != id);
+        self.dir_fds.retain(|(_, branch, _)| *branch != id);
         // What is read from below may be of this branch.
         self.data_fds
             .retain(|(_, branch)| *branch != id && *branch != BELOW);

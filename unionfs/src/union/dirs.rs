@@ -27,7 +27,7 @@ impl Union {
         if node.id == NodeId::ROOT {
             return self.branch(layer.branch).map(|b| b.root.clone());
         }
-        let key = (node.id, layer.branch);
+        let key = (node.id, layer.branch, layer.real);
         if let Some(fd) = self.dir_fds.get(key) {
             return Ok(fd);
         }

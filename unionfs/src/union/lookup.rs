@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// The branch directories of a merged directory, and descriptors of those that were opened.
-type FoundLayers = (SmallVec<[Layer; 2]>, Vec<(BranchId, OwnedFd)>);
+type FoundLayers = (SmallVec<[Layer; 2]>, Vec<(BranchId, u64, OwnedFd)>);
 
 /// A name turned into a node.
 pub(super) struct Child {
@@ -296,8 +296,8 @@ impl Union {
             self.refresh_dir(&node, home, layers);
         }
         node.mark_seen(version);
-        for (branch, fd) in fds {
-            self.dir_fds.insert((id, branch), Arc::new(fd));
+        for (branch, real, fd) in fds {
+            self.dir_fds.insert((id, branch, real), Arc::new(fd));
         }
         Ok(Child {
             node,
@@ -312,12 +312,12 @@ impl Union {
         &self,
         parent: &Arc<Node>,
         name: &[u8],
-        fds: &[(BranchId, OwnedFd)],
+        fds: &[(BranchId, u64, OwnedFd)],
     ) -> Option<Arc<Node>> {
         let version = self.version();
         let numbers = fds
             .iter()
-            .filter_map(|(_, fd)| Some(self.inos.number(&stat_fd(fd).ok()?)));
+            .filter_map(|(_, _, fd)| Some(self.inos.number(&stat_fd(fd).ok()?)));
         numbers
             .filter_map(|number| self.nodes.get(number))
             .find(|n| n.kind == Kind::Dir && n.seen() != version && n.is_at(parent.id, name))
@@ -348,7 +348,7 @@ impl Union {
                 .all(|(a, b)| (a.branch, a.real) == (b.branch, b.real));
         if !same {
             for layer in old.iter() {
-                self.dir_fds.remove((node.id, layer.branch));
+                self.dir_fds.remove((node.id, layer.branch, layer.real));
             }
             node.set_layers(Layers::new(layers));
             if let Some(dir) = node.dir() {
@@ -413,15 +413,15 @@ impl Union {
                     if !branch.is_opaque(&fd)? {
                         layers.extend(self.redirected_layers(parent, id, &lower)?);
                     }
-                    fds.push((id, fd));
+                    fds.push((id, real, fd));
                     break;
                 }
                 if !last && branch.is_opaque(&fd)? {
-                    fds.push((id, fd));
+                    fds.push((id, real, fd));
                     break;
                 }
             }
-            fds.push((id, fd));
+            fds.push((id, real, fd));
         }
         Ok((layers, fds))
     }

@@ -88,7 +88,7 @@ impl Union {
             branch.remove_whiteout(&dir, &home.name)?;
         }
         keep_times(&dir, &before);
-        self.dir_fds.insert((node.id, target), fd);
+        self.dir_fds.insert((node.id, target, copy.stat.ino), fd);
         self.add_layer(node, target, copy.stat.ino, is_top);
         self.index_new_layer(&parent, &mut above, &home, target, copy.stat.ino);
         Ok(())

@@ -84,8 +84,9 @@ pub struct Union {
     stack: ArcSwap<Stack>,
     nodes: NodeTable,
     inos: InoMap,
-    /// Directories (`O_PATH`) by node and branch.
-    dir_fds: FdCache<(NodeId, BranchId)>,
+    /// Directories (`O_PATH`) by node, branch and inode number there: a number that comes back as
+    /// another directory must not find the old one.
+    dir_fds: FdCache<(NodeId, BranchId, u64)>,
     /// Data descriptors of nodes.
     data_fds: FdCache<(NodeId, BranchId)>,
     /// Data of nodes that is not where they are and cannot be found again.
@@ -174,7 +175,7 @@ impl Union {
         if node.kind == Kind::Dir {
             self.unwatch(node);
             for layer in node.layers().iter().chain(node.hidden_layers().iter()) {
-                self.dir_fds.remove((node.id, layer.branch));
+                self.dir_fds.remove((node.id, layer.branch, layer.real));
             }
         } else {
             self.data_fds.remove((node.id, node.inode().0));

@@ -153,6 +153,12 @@ impl Union {
             watches.drop_id(event.watch);
         }
         for (node, branch) in targets {
+            // One that was forgotten in the moment in which it was reached is none any more. One
+            // that was not cannot be, as long as it is held here.
+            let known = self.nodes.get(node.id);
+            if known.is_none_or(|known| !Arc::ptr_eq(&known, &node)) {
+                continue;
+            }
             self.refresh(&node);
             let heard = match event.what {
                 What::Name => self.hear_name(&node, &event.name, outdated),

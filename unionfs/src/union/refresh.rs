@@ -111,8 +111,8 @@ impl Union {
         let mut home = home.clone();
         (home.linked, home.branch, home.real) = (true, found.top, stat.ino);
         self.replace_layers(node, home, layers);
-        for (branch, fd) in fds {
-            self.dir_fds.insert((node.id, branch), Arc::new(fd));
+        for (branch, real, fd) in fds {
+            self.dir_fds.insert((node.id, branch, real), Arc::new(fd));
         }
         Ok(())
     }
@@ -136,7 +136,7 @@ impl Union {
         for layer in old.iter().chain(hidden.iter()) {
             let same = |l: &Layer| l.branch == layer.branch && l.real == layer.real;
             if !layers.iter().any(same) {
-                self.dir_fds.remove((node.id, layer.branch));
+                self.dir_fds.remove((node.id, layer.branch, layer.real));
             }
         }
         let stack = self.stack();
@@ -153,7 +153,10 @@ impl Union {
         node.set_layers(Layers::new(layers));
         if let Some(dir) = node.dir() {
             // In order: the parent's lock is held, this is its child.
-            dir.ns.write().stale = true;
+            let mut ns = dir.ns.write();
+            ns.stale = true;
+            // One that was removed, and is there again on a branch that came.
+            ns.dead &= !home.linked;
         }
         node.update_home(|h| *h = home);
     }

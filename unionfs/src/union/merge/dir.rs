@@ -177,7 +177,7 @@ impl Union {
             drop_whiteout(&way.from, &upper, name)?;
         }
         drop(times);
-        self.dir_fds.insert((node.id, way.to.id), fd);
+        self.dir_fds.insert((node.id, way.to.id, copy.stat.ino), fd);
         let is_top = false;
         self.add_layer(node, way.to.id, copy.stat.ino, is_top);
         forget_stamps(&mut own);
@@ -319,7 +319,8 @@ impl Union {
                 index.set(name, &found);
             }
             node.set_layers(Layers::new(layers));
-            self.dir_fds.remove((node.id, way.to.id));
+            self.dir_fds
+                .retain(|(id, branch, _)| (*id, *branch) != (node.id, way.to.id));
             own.stale = own.index.is_some();
         }
         self.restamp(parent, &mut above, way.from.id);
@@ -408,8 +409,10 @@ impl Union {
             }
         }
         log::debug!("{found:?} is gone from {}", way.from.path.display());
+        if let Some(gone) = node.layer_on(way.from.id) {
+            self.dir_fds.remove((node.id, way.from.id, gone.real));
+        }
         node.set_layers(Layers::new(layers));
-        self.dir_fds.remove((node.id, way.from.id));
         forget_stamps(own);
         self.restamp(parent, above, way.from.id);
         Ok(())
