@@ -58,6 +58,11 @@ mod cap {
     pub const ALL: u64 = (1 << 43) - 1;
 }
 
+/// Flags of an answer to an open.
+mod open_flag {
+    pub const CACHE_DIR: u32 = 1 << 3;
+}
+
 /// An answer: errno (0 = success) and payload.
 struct Answer {
     error: i32,
@@ -85,6 +90,16 @@ struct FakeKernel {
 
 impl FakeKernel {
     fn start(
+        change: impl FnMut(&mut Options),
+        may_passthrough: bool,
+        ioctl: Option<IoctlHook>,
+    ) -> Self {
+        Self::start_on(BranchPerm::RW, change, may_passthrough, ioctl)
+    }
+
+    /// `top`: the permission of the upper one of two branches.
+    fn start_on(
+        top: BranchPerm,
         mut change: impl FnMut(&mut Options),
         may_passthrough: bool,
         ioctl: Option<IoctlHook>,
@@ -98,7 +113,7 @@ impl FakeKernel {
             warnings: Vec::new(),
         };
         change(&mut spec.options);
-        for (name, perm) in [("upper", BranchPerm::RW), ("lower", BranchPerm::RO_WH)] {
+        for (name, perm) in [("upper", top), ("lower", BranchPerm::RO_WH)] {
             let path = branches.path().join(name);
             std::fs::create_dir(&path).unwrap();
             let workdir = perm.writable().then(|| branches.path().join("work"));
@@ -217,7 +232,6 @@ fn init_asks_for_what_helps_and_never_for_what_breaks() {
         | cap::MAX_PAGES
         | cap::HANDLE_KILLPRIV_V2
         | cap::NO_OPEN_SUPPORT
-        | cap::NO_OPENDIR_SUPPORT
         | cap::INIT_EXT;
     assert_eq!(flags & wanted, wanted, "missing {:#x}", wanted & !flags);
     let unwanted = cap::ATOMIC_O_TRUNC
@@ -228,6 +242,7 @@ fn init_asks_for_what_helps_and_never_for_what_breaks() {
         | cap::OVER_IO_URING
         | cap::AUTO_INVAL_DATA
         | cap::WRITEBACK_CACHE
+        | cap::NO_OPENDIR_SUPPORT
         | cap::PASSTHROUGH;
     assert_eq!(flags & unwanted, 0, "unwanted {:#x}", flags & unwanted);
     assert_eq!(answer.u32(20), 1 << 20, "max_write");
@@ -287,13 +302,26 @@ fn flush_and_access_are_left_to_the_kernel() {
 
 #[test]
 fn zero_message_opens_are_enosys_and_forced_answers_are_not() {
-    let (mut kernel, _) = FakeKernel::mounted(|_| {}, None);
+    let mut kernel = FakeKernel::start_on(BranchPerm::RO_WH, |_| {}, false, None);
+    let flags = init_flags(&kernel.init(cap::ALL));
+    assert_ne!(flags & cap::NO_OPENDIR_SUPPORT, 0);
     for opcode in [op::OPEN, op::OPENDIR] {
         assert_eq!(
             kernel.request(opcode, 1, &[0; 8]).errno(),
             Some(Errno::NOSYS)
         );
     }
+    // Names can change: the kernel's cache of a listing is for one open at a time.
+    let (mut kernel, _) = FakeKernel::mounted(|_| {}, None);
+    assert_eq!(
+        kernel.request(op::OPEN, 1, &[0; 8]).errno(),
+        Some(Errno::NOSYS)
+    );
+    let first = kernel.request(op::OPENDIR, 1, &[0; 8]);
+    let second = kernel.request(op::OPENDIR, 1, &[0; 8]);
+    assert_eq!((first.errno(), second.errno()), (None, None));
+    assert_ne!(first.u32(8) & open_flag::CACHE_DIR, 0);
+    assert_eq!(second.u32(8) & open_flag::CACHE_DIR, 0);
     let (mut kernel, _) = FakeKernel::mounted(|options| options.open = OpenMode::Answered, None);
     assert_eq!(kernel.request(op::OPENDIR, 1, &[0; 8]).errno(), None);
 }
