@@ -61,11 +61,16 @@ impl Place {
                     Ok(n.to_string())
                 })
             }
-            verb => return self.on_slot(verb, args),
+            verb => return self.on_slot(verb, args, user),
         }))
     }
 
-    fn on_slot(&mut self, verb: &str, args: &mut Args<'_>) -> Result<Option<Answer<String>>> {
+    fn on_slot(
+        &mut self,
+        verb: &str,
+        args: &mut Args<'_>,
+        user: usize,
+    ) -> Result<Option<Answer<String>>> {
         const VERBS: &str = " pread pwrite read write ftruncate falloc fsync fdatasync syncfs \
              fchmod fchown futimens fstat seek flock lock getlock copyrange sendfile fls \
              fsetxattr fgetxattr flistxattr frmxattr mshared mprivate fcat ";
@@ -80,6 +85,12 @@ impl Place {
         const OF_ALL: &str =
             " fchmod fchown futimens fstat fsetxattr fgetxattr flistxattr frmxattr ";
         if slot.special && !OF_ALL.contains(&format!(" {verb} ")) {
+            return Ok(Some(Err(libc::EINVAL)));
+        }
+        if (verb.ends_with("write") && slot.user != user)
+            || (direct && (verb == "read" || verb == "write"))
+        {
+            // See `passthrough-inherited` and `direct-alignment` in known.rs.
             return Ok(Some(Err(libc::EINVAL)));
         }
         Ok(Some(match verb {
@@ -123,7 +134,7 @@ impl Place {
                 found.map(|kind| if ask { kind.to_string() } else { String::new() })
             }
             "copyrange" | "sendfile" | "mshared" | "mprivate" if direct => Err(libc::EINVAL),
-            "copyrange" | "sendfile" => self.copy(verb, fd, args)?,
+            "copyrange" | "sendfile" => self.copy(verb, (fd, user), args)?,
             "mshared" | "mprivate" => self.through_mapping(verb, fd, args)?,
             "fgetxattr" => {
                 let name = args.c_string()?;
@@ -237,7 +248,12 @@ impl Place {
     }
 
     /// `copyrange FROM OFFSET TO OFFSET LENGTH`, `sendfile FROM OFFSET TO LENGTH`.
-    fn copy(&mut self, verb: &str, from: RawFd, args: &mut Args<'_>) -> Result<Answer<String>> {
+    fn copy(
+        &mut self,
+        verb: &str,
+        (from, user): (RawFd, usize),
+        args: &mut Args<'_>,
+    ) -> Result<Answer<String>> {
         let from_at = args.number()?;
         let to = self.number(args)?;
         let to_at = if verb == "copyrange" {
@@ -251,7 +267,11 @@ impl Place {
             .iter()
             .flatten()
             .find(|s| to == Ok(s.fd.as_raw_fd()));
-        if direct.is_some_and(|s| s.direct || s.special) {
+        if direct.is_some_and(|s| s.direct || s.special || s.user != user) {
+            return Ok(Err(libc::EINVAL));
+        }
+        if verb == "sendfile" && to == Ok(from) {
+            // What it reads while it writes there is chance.
             return Ok(Err(libc::EINVAL));
         }
         let done = to.and_then(|to| {

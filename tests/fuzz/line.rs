@@ -48,6 +48,12 @@ impl Line {
             .any(|w| w.starts_with(b"system.posix_acl"))
     }
 
+    /// Is there a name whose whiteout is a device in both formats?
+    pub fn has_long_name(&self) -> bool {
+        let names = self.words.iter().flat_map(|w| w.split(|b| *b == b'/'));
+        names.into_iter().any(|name| name.len() > 251)
+    }
+
     /// What follows the verb.
     pub fn args(&self) -> Args<'_> {
         let at = if self.words[0] == b"as" { 3 } else { 1 };

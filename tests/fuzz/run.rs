@@ -7,7 +7,7 @@ use super::line::Line;
 use super::tree::{self, Identity, Tree};
 use super::world::World;
 use anyhow::Result;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counts steps, for the watchdog.
@@ -32,6 +32,8 @@ pub struct Run {
     pub world: World,
     /// The number that the union gives a file of the ordinary tree.
     numbers: HashMap<Identity, u64>,
+    /// Files that had several names at some time.
+    linked: HashSet<Identity>,
     /// How often each known difference was met.
     pub excused: BTreeMap<&'static str, u64>,
     /// The union's tree is another one by a known difference: the run ends.
@@ -43,6 +45,7 @@ impl Run {
         Self {
             world,
             numbers: HashMap::new(),
+            linked: HashSet::new(),
             excused: BTreeMap::new(),
             parted: false,
         }
@@ -120,6 +123,10 @@ impl Run {
     /// Compares the trees.
     pub fn compare(&mut self, when: &str) -> Verdict {
         let want = self.read_native();
+        let several = want
+            .values()
+            .filter(|i| i.fields.get("links").is_some_and(|n| n != "1"));
+        self.linked.extend(several.map(|i| i.identity));
         let none = HashMap::new();
         let got = tree::read(&self.world.union.root, &self.world.view(&none));
         report(when, Whose::Union, self.union_differs(&want, &got))?;
@@ -177,6 +184,7 @@ impl Run {
         }
         let want = self.read_native();
         let mut verdict = Ok(());
+        let linked = self.linked.clone();
         let swapped = self.world.swap(|world| {
             let none = HashMap::new();
             let mut on_ours = tree::read(&world.overlay.root, &world.view(&none));
@@ -188,7 +196,7 @@ impl Run {
             verdict = report("swap", Whose::Overlayfs, found).and_then(|()| {
                 let mut found = tree::differences(&want, &on_theirs, 20);
                 known::drop_more_links(&mut found);
-                known::drop_linked(&mut found, &want);
+                known::drop_linked(&mut found, &want, &linked);
                 report("swap", Whose::Union, found)
             });
             Ok(())
