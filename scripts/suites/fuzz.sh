@@ -47,8 +47,8 @@ suite_fuzz() {
     elif [[ -n $FUZZ_SEED ]]; then
         fuzz_run --runs 1 --seed "$FUZZ_SEED"
     else
-        # The same seeds every time, and some of the day.
+        # The same seeds every time: what the quick run says depends on the code alone.
         fuzz_run --runs "$([[ -n $QUICK ]] && echo 40 || echo 400)" --seed 1
-        fuzz_run --runs 10 --seed "$(date +%Y%m%d)000"
+        if [[ -z $QUICK ]]; then fuzz_run --runs 10 --seed "$(date +%Y%m%d)000"; fi
     fi
 }
