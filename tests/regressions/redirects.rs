@@ -43,6 +43,26 @@ fn redirects_of_a_branch_that_became_readonly_are_followed() {
 }
 
 #[test]
+fn a_redirect_that_is_no_path_shows_no_other_directory() {
+    if !is_root() {
+        return;
+    }
+    for value in [".", "..", "/", "/a/../b", "a/b"] {
+        let mut t = Fixture::new();
+        t.put("low/p/other/x", "x");
+        t.put_dir("up/p/d");
+        t.put_dir("work");
+        set_redirect(&t.path("up/p/d"), value);
+        let base = t.as_ref().display().to_string();
+        t.open_as(&format!(
+            "lowerdir={base}/low,upperdir={base}/up,workdir={base}/work"
+        ));
+        assert_eq!(t.find("p/d").err(), Some(Errno::INVAL), "{value}");
+        assert_eq!(t.read("p/other/x"), "x");
+    }
+}
+
+#[test]
 fn a_redirect_without_a_slash_leads_to_a_sibling() {
     if !is_root() {
         return;

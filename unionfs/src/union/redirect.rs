@@ -8,7 +8,7 @@
 //! "redirect_dir").
 
 use super::Union;
-use crate::branch::Branch;
+use crate::branch::{Branch, overlay};
 use crate::errno::{Errno, Result};
 use crate::node::{Layer, Node};
 use crate::spec::Format;
@@ -303,6 +303,8 @@ fn overlay_redirect(fd: &OwnedFd) -> Result<Option<Lower>> {
     let target = xattr::Target::dir(fd.as_fd());
     for name in [TRUSTED_REDIRECT, USER_REDIRECT] {
         match target.get(name) {
+            // As overlayfs: what leads nowhere is an error, and never to other directories.
+            Ok(value) if !overlay::is_redirect(&value) => return Err(Errno::INVAL),
             Ok(value) => {
                 return Ok(Some(match value.strip_prefix(b"/") {
                     Some(path) => Lower::FromRoot(path.into()),

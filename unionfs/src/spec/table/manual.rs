@@ -42,7 +42,7 @@ pub(super) static ENTRIES: &[Entry] = &[
     entry("watches", "65536", "`udba=notify`: most branch directories watched at a time; further ones are checked again after 1 s (fs.inotify.max_user_watches limits them, too)"),
     entry("create", "`tdp`", "the branch of new entries, see the policies below"),
     entry("cpup", "`tdp`", "the branch that copied-up files go to: `tdp` topmost with the parent, `bup` nearest above with the parent, `bu` nearest above"),
-    entry("moveonenospc", "off", "a write, or something new, that fails with ENOSPC or EDQUOT goes on on another writable branch: the file is moved there whole, also while it is open. `mfs` (or no value): the one with most free space; `pmfs`: those that hold the directory first. Excludes passthrough; as in mergerfs, `true` and `false` are understood"),
+    entry("moveonenospc", "off", "a write, or something new, that fails with ENOSPC or EDQUOT goes on on another writable branch: the file is moved there whole, also while it is open (one of several names only upwards). `mfs` (or no value): the one with most free space; `pmfs`: those that hold the directory first. Excludes passthrough; as in mergerfs, `true` and `false` are understood"),
     entry("fhsm_sec", "30", "how often `uaufs fhsm` looks at the branches with `+fhsm`, in seconds, up to 3600"),
     entry("diropq", "`whiteouted`", "new directories are marked opaque only over a whiteout, or always (`w`, `a`)"),
     entry("dirwh", "3", "of a directory with more whiteouts than this, rmdir(2), and rename(2) over it, leave the whiteouts to a thread in the background"),
