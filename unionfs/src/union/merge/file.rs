@@ -220,15 +220,26 @@ impl Union {
             self.inos.forget_real(way.to.dev, copy.stat.ino);
             return Err(err);
         }
-        self.settle(way, &lower)?;
-        drop_whiteout_beside(&way.to, &lower, name)?;
-        drop_whiteout_beside(&way.from, &upper, name)?;
-        with_write_permission(&upper, || {
-            rustix::fs::unlinkat(&upper, name, AtFlags::empty())
-        })?;
+        self.leave_upper(way, &upper, &lower, name)?;
         drop(times);
         self.switched(way, parent, &mut ns, name, node, stat, copy, origin)?;
         Ok(Outcome::Moved(stat.size))
+    }
+
+    /// What has its name below goes above: not before it is safe there, and first the whiteouts beside.
+    pub(super) fn leave_upper(
+        &self,
+        way: &Way,
+        upper: &Arc<OwnedFd>,
+        lower: &Arc<OwnedFd>,
+        name: &[u8],
+    ) -> Result<()> {
+        self.settle(way, lower)?;
+        drop_whiteout_beside(&way.to, lower, name)?;
+        drop_whiteout_beside(&way.from, upper, name)?;
+        with_write_permission(upper, || {
+            rustix::fs::unlinkat(upper, name, AtFlags::empty())
+        })
     }
 
     /// Gives the finished copy its name below, in place of what the upper file hides there.

@@ -13,7 +13,7 @@ use crate::branch::plinks::plink_name;
 use crate::errno::{Errno, Result};
 use crate::node::{Namespace, Node, Place, Present};
 use crate::sys::stat::stat_at;
-use crate::sys::{Name, RealStat, with_write_permission};
+use crate::sys::{Name, RealStat};
 use crate::union::Union;
 use crate::union::copyup::Copy;
 use crate::union::links::Plink;
@@ -248,12 +248,7 @@ impl Union {
         } else {
             self.link_below(way, parent, &lower, name, node, plink)?;
         }
-        self.settle(way, &lower)?;
-        drop_whiteout_beside(&way.to, &lower, name)?;
-        drop_whiteout_beside(&way.from, &upper, name)?;
-        with_write_permission(&upper, || {
-            rustix::fs::unlinkat(&upper, name, AtFlags::empty())
-        })?;
+        self.leave_upper(way, &upper, &lower, name)?;
         drop(times);
         node.update_home(|h| {
             (h.parent, h.name) = (Some(parent.clone()), Name::from_slice(name));
