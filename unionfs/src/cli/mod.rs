@@ -146,17 +146,25 @@ fn run<R: Role>(args: Vec<OsString>) -> Result<Parsed, UsageError> {
             table::help()
         ))
         .mut_subcommands(|subcommand| subcommand.version(env!("CARGO_PKG_VERSION")));
+    let subcommand = args
+        .get(1)
+        .and_then(|word| command.find_subcommand(word))
+        .map(|subcommand| format!("{} {}", R::NAME, subcommand.get_name()));
     let parsed = command
         .try_get_matches_from(args)
         .and_then(|matches| R::from_arg_matches(&matches));
     match parsed {
         Ok(role) => role.command_of().map(Parsed::Run),
         Err(error) if !error.use_stderr() => Ok(Parsed::Print(error.to_string())),
-        Err(error) => Err(usage_error(R::NAME, &error)),
+        Err(error) => Err(usage_error(
+            subcommand.as_deref().unwrap_or(R::NAME),
+            &error,
+        )),
     }
 }
 
-/// The error of clap on one line, with what would be right.
+/// The error of clap on one line, with what would be right. `name` is what was called, with its
+/// subcommand.
 fn usage_error(name: &str, error: &clap::Error) -> UsageError {
     let help = format!("`{name} --help` shows the usage");
     let context = |kind| match error.get(kind) {
@@ -165,19 +173,32 @@ fn usage_error(name: &str, error: &clap::Error) -> UsageError {
         _ => String::new(),
     };
     let argument = context(ContextKind::InvalidArg);
+    let value = context(ContextKind::InvalidValue);
     let line = match error.kind() {
-        ErrorKind::MissingRequiredArgument => format!("{argument} is missing: {help}"),
-        ErrorKind::UnknownArgument => format!("{argument}: unknown argument: {help}"),
-        ErrorKind::InvalidValue if context(ContextKind::InvalidValue).is_empty() => {
+        ErrorKind::MissingRequiredArgument => format!("missing: {argument}: {help}"),
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            format!("it is not said what is to be done: {help}")
+        }
+        ErrorKind::UnknownArgument if argument.starts_with('-') => {
+            format!("{argument}: unknown argument: {help}")
+        }
+        // One argument too many, or the wrong command of a subcommand.
+        ErrorKind::UnknownArgument => format!("{argument}: not expected here: {help}"),
+        ErrorKind::InvalidValue if value.is_empty() => {
             format!("{argument}: the value is missing: {help}")
         }
-        ErrorKind::TooManyValues => {
-            format!(
-                "{}: one argument too many: {help}",
-                context(ContextKind::InvalidValue)
-            )
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
+            let usable = match context(ContextKind::ValidValue) {
+                usable if usable.is_empty() => String::new(),
+                usable => format!(" (it takes: {usable})"),
+            };
+            format!("{argument}: `{value}` cannot be used{usable}: {help}")
         }
-        ErrorKind::ArgumentConflict => format!("{argument} cannot be given twice: {help}"),
+        ErrorKind::TooManyValues => format!("{value}: one argument too many: {help}"),
+        ErrorKind::ArgumentConflict => match context(ContextKind::PriorArg) {
+            prior if prior == argument => format!("{argument} cannot be given twice: {help}"),
+            prior => format!("{argument} cannot be given with {prior}: {help}"),
+        },
         _ => {
             let text = error.to_string();
             let first = text.lines().next().unwrap_or_default();

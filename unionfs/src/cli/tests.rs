@@ -191,11 +191,55 @@ fn errors_are_one_line() {
         ),
         (
             &["uaufs", "umount"],
-            "<MOUNTPOINT> is missing: `uaufs --help` shows the usage",
+            "missing: <MOUNTPOINT>: `uaufs umount --help` shows the usage",
+        ),
+        (
+            &["uaufs", "umount", "a", "b"],
+            "b: not expected here: `uaufs umount --help` shows the usage",
+        ),
+        (
+            &["uaufs", "ctl"],
+            "it is not said what is to be done: `uaufs ctl --help` shows the usage",
+        ),
+        (
+            &["uaufs", "ctl", "/m"],
+            "it is not said what is to be done: `uaufs ctl --help` shows the usage",
+        ),
+        (
+            &["uaufs", "ctl", "/m", "lits"],
+            "lits: not expected here: `uaufs ctl --help` shows the usage",
+        ),
+        (
+            &["uaufs", "ctl", "/m", "add"],
+            "missing: <INDEX> <PATH[=PERM]>: `uaufs ctl --help` shows the usage",
+        ),
+        (
+            &["uaufs", "ctl", "/m", "add", "x", "/b"],
+            "<INDEX>: `x` cannot be used: `uaufs ctl --help` shows the usage",
+        ),
+        (
+            &["uaufs", "convert", "--to", "x", "/b"],
+            "--to <TO>: `x` cannot be used (it takes: aufs overlay): `uaufs convert --help` shows the usage",
+        ),
+        (
+            &["uaufs", "convert", "--to", "aufs", "--to", "aufs", "/b"],
+            "--to <TO> cannot be given twice: `uaufs convert --help` shows the usage",
+        ),
+        (
+            &[
+                "uaufs",
+                "merge",
+                "--with-whiteouts",
+                "--mode",
+                "copy",
+                "a",
+                "b",
+            ],
+            "--with-whiteouts cannot be given with --mode <MODE>: `uaufs merge --help` shows the usage",
         ),
         (
             &["mount.uaufs", "a"],
-            "<MOUNTPOINT> is missing: `mount.uaufs --help` shows the usage",
+            "missing: <MOUNTPOINT>: `mount.uaufs --help` shows the usage",
         ),
     ] {
         assert_eq!(parse_words(words).unwrap_err(), message, "{words:?}");
