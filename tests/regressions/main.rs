@@ -10,6 +10,7 @@ mod marks;
 mod movedown;
 mod nodes;
 mod on_open;
+mod opening;
 mod outside;
 mod overlay_marks;
 mod placement;

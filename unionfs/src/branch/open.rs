@@ -181,8 +181,26 @@ fn check_overlaps(all: &[Candidate]) -> Result<(), SetupError> {
         for b in &all[i + 1..] {
             check_pair(&a.extent(), &b.extent())?;
         }
+        if let Some(work) = &a.spec.workdir {
+            check_work(work, all)?;
+        }
     }
     Ok(())
+}
+
+/// Refuses a work directory that is a branch or has one below it: both are written to. (One below a
+/// readonly branch is as good as a writable branch there.)
+fn check_work(work: &Path, all: &[Candidate]) -> Result<(), SetupError> {
+    // A path that cannot be resolved cannot be opened either, and is refused then.
+    let real = std::fs::canonicalize(work).unwrap_or_else(|_| work.to_path_buf());
+    let Some(branch) = all.iter().find(|c| c.real_path.starts_with(&real)) else {
+        return Ok(());
+    };
+    let what = format!(
+        "workdir is written to, and {} is a branch: give a directory of its own",
+        branch.spec.path.display()
+    );
+    Err(path_error(work, Errno::INVAL, &what))
 }
 
 /// Opens a branch for a union that has these others, on the directory `fd` that the caller has
@@ -402,9 +420,9 @@ fn open_work(path: &Path, branch: &Candidate) -> Result<OwnedFd, SetupError> {
         return Err(path_error(path, Errno::XDEV, &what));
     }
     let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-    if real.starts_with(&branch.real_path) || branch.real_path.starts_with(&real) {
+    if real.starts_with(&branch.real_path) {
         let what = format!(
-            "workdir and upperdir {} must not lie inside each other",
+            "workdir must not lie inside upperdir {}",
             branch.spec.path.display()
         );
         return Err(path_error(path, Errno::INVAL, &what));
