@@ -66,6 +66,16 @@ need_crate() {
         die "$1: cargo install failed: see the lines above"
 }
 
+# need_cargo: ends the script unless there is a cargo that is new enough for this project.
+need_cargo() {
+    local wanted have
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$ROOT/Cargo.toml")
+    command -v cargo >/dev/null || die "cargo: not found: install Rust $wanted or newer (https://rustup.rs)"
+    have=$(cargo --version | cut -d ' ' -f 2)
+    [[ $(printf '%s\n' "$wanted" "$have" | sort -V | head -n 1) == "$wanted" ]] ||
+        die "cargo: is version $have: install Rust $wanted or newer (https://rustup.rs)"
+}
+
 # need_binaries: sets UAUFS and ULAUNCH, building the release binaries unless both were given.
 need_binaries() {
     if [[ -z ${UAUFS:-} || -z ${ULAUNCH:-} ]]; then
