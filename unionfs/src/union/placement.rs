@@ -71,7 +71,6 @@ impl Union {
         name: &[u8],
         is_dir: bool,
     ) -> Result<BranchId> {
-        self.may_change(parent)?;
         let stack = self.stack();
         let wanted = self.options().create;
         let by_parent = wanted == CreatePolicy::TopDownParent;
@@ -88,6 +87,8 @@ impl Union {
         };
         let at = if by_parent {
             policy::create_top_down_parent(facts)?
+        } else if !policy::may_change_names(facts) {
+            return Err(Errno::ROFS);
         } else {
             let marks = self.marks_of(&stack, parent, name)?;
             let free = self.free_space(&stack, hold_of(wanted))?;
