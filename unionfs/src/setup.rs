@@ -1,7 +1,7 @@
 //! Errors of mounting: read by people, so they name the option or path and say what would be right.
 
 use crate::errno::{Errno, errno_name};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a mount was refused.
 #[derive(Debug, thiserror::Error)]
@@ -32,4 +32,15 @@ pub enum SetupError {
         /// The errno behind it.
         errno: Errno,
     },
+}
+
+impl SetupError {
+    /// A path that cannot be used, and what is wrong with it.
+    pub fn path(path: &Path, errno: Errno, what: impl Into<String>) -> Self {
+        Self::Path {
+            path: path.to_path_buf(),
+            what: what.into(),
+            errno,
+        }
+    }
 }

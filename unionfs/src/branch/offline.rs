@@ -29,14 +29,6 @@ pub struct Offline {
     lock: Option<OwnedFd>,
 }
 
-fn path_error(path: &Path, errno: Errno, what: &str) -> SetupError {
-    SetupError::Path {
-        path: path.to_path_buf(),
-        what: what.to_owned(),
-        errno,
-    }
-}
-
 fn open_dir(path: &Path, role: &str) -> std::result::Result<OwnedFd, SetupError> {
     openat(CWD, path, LISTING, Mode::empty()).map_err(|errno| {
         let what = match errno {
@@ -44,7 +36,7 @@ fn open_dir(path: &Path, role: &str) -> std::result::Result<OwnedFd, SetupError>
             Errno::NOTDIR => format!("a {role} must be a directory"),
             _ => format!("cannot open the {role}"),
         };
-        path_error(path, errno, &what)
+        SetupError::path(path, errno, what)
     })
 }
 
@@ -54,7 +46,7 @@ type Own = (Option<OwnedFd>, Option<Format>);
 
 /// The bookkeeping below a branch's root, if there is any, and the format that it records.
 fn own_books(path: &Path, root: &OwnedFd) -> std::result::Result<Own, SetupError> {
-    let read = |errno| path_error(path, errno, CANNOT_READ_BOOKS);
+    let read = |errno| SetupError::path(path, errno, CANNOT_READ_BOOKS);
     let own = existing(root.as_fd(), STORE_DIR).map_err(read)?;
     let recorded = match &own {
         Some(books) => recorded_format(books).map_err(read)?,
@@ -72,7 +64,7 @@ pub fn recorded_in(
     root: &OwnedFd,
     work: Option<&OwnedFd>,
 ) -> std::result::Result<Option<Format>, SetupError> {
-    let read = |errno| path_error(path, errno, CANNOT_READ_BOOKS);
+    let read = |errno| SetupError::path(path, errno, CANNOT_READ_BOOKS);
     let home = match work {
         Some(work) => existing(work.as_fd(), WORK_STORE),
         None => existing(root.as_fd(), STORE_DIR),
@@ -88,7 +80,7 @@ pub fn recorded_in(
 
 fn format_by_marks(path: &Path, root: &OwnedFd) -> std::result::Result<Format, SetupError> {
     let found = super::detect::in_tree(root)
-        .map_err(|errno| path_error(path, errno, "cannot read the branch"))?;
+        .map_err(|errno| SetupError::path(path, errno, "cannot read the branch"))?;
     Ok(found.unwrap_or(Format::Aufs))
 }
 
@@ -132,7 +124,7 @@ impl Offline {
     ) -> std::result::Result<Self, SetupError> {
         let root = open_dir(path, "branch")?;
         let work = work.map(|work| open_dir(work, "workdir")).transpose()?;
-        let read = |errno| path_error(path, errno, CANNOT_READ_BOOKS);
+        let read = |errno| SetupError::path(path, errno, CANNOT_READ_BOOKS);
         let (own, recorded) = own_books(path, &root)?;
         let format = match format.or(recorded) {
             Some(format) => format,
@@ -167,12 +159,12 @@ impl Offline {
             Err(err) => Err(err),
         };
         self.lock = locked.map_err(|errno| match errno {
-            Errno::AGAIN => path_error(
+            Errno::AGAIN => SetupError::path(
                 &self.path,
                 Errno::BUSY,
                 "is in use by a mounted union: unmount it first",
             ),
-            _ => path_error(&self.path, errno, "cannot lock the branch"),
+            _ => SetupError::path(&self.path, errno, "cannot lock the branch"),
         })?;
         Ok(())
     }

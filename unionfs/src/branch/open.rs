@@ -34,16 +34,8 @@ const REFUSED: &[(u64, &str)] = &[
     (0x6367_7270, "cgroup2"),
 ];
 
-fn path_error(path: &Path, errno: Errno, what: &str) -> SetupError {
-    SetupError::Path {
-        path: path.to_path_buf(),
-        what: what.to_owned(),
-        errno,
-    }
-}
-
 fn io_error(path: &Path, err: &std::io::Error) -> SetupError {
-    path_error(
+    SetupError::path(
         path,
         Errno::from_io_error(err).unwrap_or(Errno::IO),
         "cannot open the branch",
@@ -61,7 +53,7 @@ fn open_path(path: &Path, role: &str) -> Result<OwnedFd, SetupError> {
             }
             _ => format!("cannot open the {role}"),
         };
-        path_error(path, errno, &what)
+        SetupError::path(path, errno, what)
     })
 }
 
@@ -77,7 +69,7 @@ struct Candidate {
 fn candidate(spec: &BranchSpec) -> Result<Candidate, SetupError> {
     let fd = open_path(&spec.path, "branch")?;
     let real_path = std::fs::canonicalize(&spec.path).map_err(|e| {
-        path_error(
+        SetupError::path(
             &spec.path,
             Errno::from_io_error(&e).unwrap_or(Errno::IO),
             "cannot resolve the path",
@@ -103,16 +95,17 @@ fn same_directory(path: &Path, fd: &OwnedFd) -> bool {
 }
 
 fn checked(spec: &BranchSpec, fd: OwnedFd, real_path: PathBuf) -> Result<Candidate, SetupError> {
-    let stat = stat_fd(&fd).map_err(|e| path_error(&spec.path, e, "cannot stat the branch"))?;
+    let stat =
+        stat_fd(&fd).map_err(|e| SetupError::path(&spec.path, e, "cannot stat the branch"))?;
     if let Ok(fs) = rustix::fs::fstatfs(&fd)
         && let Some((_, name)) = REFUSED.iter().find(|(magic, _)| *magic == fs.f_type as u64)
     {
         let what = format!("{name} cannot be a branch: use a directory of a disk filesystem");
-        return Err(path_error(&spec.path, Errno::INVAL, &what));
+        return Err(SetupError::path(&spec.path, Errno::INVAL, what));
     }
     // A branch nobody can list would look empty, not unreadable.
     open_listing(&fd).map_err(|e| {
-        path_error(
+        SetupError::path(
             &spec.path,
             e,
             "cannot read the branch: give the mounting user read permission",
@@ -162,7 +155,7 @@ fn check_pair(a: &Extent<'_>, b: &Extent<'_>) -> Result<(), SetupError> {
             "the same directory is a branch twice (also as {}): name it once",
             a.path.display()
         );
-        return Err(path_error(b.path, Errno::EXIST, &what));
+        return Err(SetupError::path(b.path, Errno::EXIST, what));
     }
     for (outer, inner) in [(a, b), (b, a)] {
         if outer.writable && inner.path.starts_with(outer.path) {
@@ -170,7 +163,7 @@ fn check_pair(a: &Extent<'_>, b: &Extent<'_>) -> Result<(), SetupError> {
                 "lies inside the writable branch {}: make that one readonly or move this one out",
                 outer.path.display()
             );
-            return Err(path_error(inner.path, Errno::INVAL, &what));
+            return Err(SetupError::path(inner.path, Errno::INVAL, what));
         }
     }
     Ok(())
@@ -200,7 +193,7 @@ fn check_work(work: &Path, all: &[Candidate]) -> Result<(), SetupError> {
         "workdir is written to, and {} is a branch: give a directory of its own",
         branch.spec.path.display()
     );
-    Err(path_error(work, Errno::INVAL, &what))
+    Err(SetupError::path(work, Errno::INVAL, what))
 }
 
 /// Opens a branch for a union that has these others, on the directory `fd` that the caller has
@@ -237,7 +230,7 @@ pub fn open_again<'a>(
         && format != old.format
     {
         let what = "is in another format: take the branch out, convert it and add it again";
-        return Err(path_error(&old.path, Errno::INVAL, what));
+        return Err(SetupError::path(&old.path, Errno::INVAL, what));
     }
     let perm = BranchPerm {
         format: perm.format.and(Some(FormatWord::Fixed(old.format))),
@@ -339,7 +332,8 @@ fn open_one(
         let (s, r) = opened.map_err(|errno| store_error(&c, errno))?;
         (store, recovered) = (Some(Arc::new(s)), r);
     }
-    let stat = stat_fd(&root).map_err(|e| path_error(&c.spec.path, e, "cannot stat the branch"))?;
+    let stat =
+        stat_fd(&root).map_err(|e| SetupError::path(&c.spec.path, e, "cannot stat the branch"))?;
     let fs = rustix::fs::fstatvfs(&root).map_or(0, |s| s.f_fsid);
     let hidden = deletions(&c, &root)?;
     let owners = match format {
@@ -367,7 +361,8 @@ fn open_one(
 /// The format that the bookkeeping of a branch records; of a readonly branch, else that of its marks.
 fn format_as_found(c: &Candidate) -> Result<Option<Format>, SetupError> {
     let path = &c.spec.path;
-    let root = open_listing(&c.fd).map_err(|e| path_error(path, e, "cannot read the branch"))?;
+    let root =
+        open_listing(&c.fd).map_err(|e| SetupError::path(path, e, "cannot read the branch"))?;
     let work = match &c.spec.workdir {
         Some(path) => Some(open_work(path, c)?),
         None => None,
@@ -378,7 +373,8 @@ fn format_as_found(c: &Candidate) -> Result<Option<Format>, SetupError> {
     if c.spec.perm.writable() {
         return Ok(None);
     }
-    super::detect::in_tree(&root).map_err(|errno| path_error(path, errno, "cannot read the branch"))
+    super::detect::in_tree(&root)
+        .map_err(|errno| SetupError::path(path, errno, "cannot read the branch"))
 }
 
 /// What unionfs-fuse deleted: it is known by its own directory, and only read.
@@ -387,7 +383,7 @@ fn deletions(c: &Candidate, root: &OwnedFd) -> Result<Option<Arc<Hidden>>, Setup
         return Ok(None);
     }
     let read = Hidden::read(root).map_err(|errno| {
-        path_error(&c.spec.path, errno, "cannot read what unionfs-fuse deleted")
+        SetupError::path(&c.spec.path, errno, "cannot read what unionfs-fuse deleted")
     })?;
     let hidden = read.filter(|hidden| hidden.dirs().next().is_some());
     if hidden.is_some() {
@@ -402,7 +398,7 @@ fn refuse_half_converted(c: &Candidate) -> Result<(), SetupError> {
     match open_beneath(&c.fd, &marker, OFlags::PATH | OFlags::CLOEXEC) {
         Ok(_) => {
             let what = "is being converted to another format: let `uaufs convert` finish";
-            Err(path_error(&c.spec.path, Errno::BUSY, what))
+            Err(SetupError::path(&c.spec.path, Errno::BUSY, what))
         }
         // None there; or (plain users) somebody else's.
         Err(_) => Ok(()),
@@ -411,13 +407,13 @@ fn refuse_half_converted(c: &Candidate) -> Result<(), SetupError> {
 
 fn open_work(path: &Path, branch: &Candidate) -> Result<OwnedFd, SetupError> {
     let fd = open_path(path, "workdir")?;
-    let stat = stat_fd(&fd).map_err(|e| path_error(path, e, "cannot stat the workdir"))?;
+    let stat = stat_fd(&fd).map_err(|e| SetupError::path(path, e, "cannot stat the workdir"))?;
     if stat.dev != branch.dev {
         let what = format!(
             "workdir must be on the same filesystem as upperdir {}",
             branch.spec.path.display()
         );
-        return Err(path_error(path, Errno::XDEV, &what));
+        return Err(SetupError::path(path, Errno::XDEV, what));
     }
     let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
     if real.starts_with(&branch.real_path) {
@@ -425,7 +421,7 @@ fn open_work(path: &Path, branch: &Candidate) -> Result<OwnedFd, SetupError> {
             "workdir must not lie inside upperdir {}",
             branch.spec.path.display()
         );
-        return Err(path_error(path, Errno::INVAL, &what));
+        return Err(SetupError::path(path, Errno::INVAL, what));
     }
     Ok(fd)
 }
@@ -444,5 +440,5 @@ fn store_error(c: &Candidate, errno: Errno) -> SetupError {
         Errno::NOSPC => "no space left for the branch's bookkeeping",
         _ => "cannot prepare the writable branch",
     };
-    path_error(&c.spec.path, errno, what)
+    SetupError::path(&c.spec.path, errno, what)
 }

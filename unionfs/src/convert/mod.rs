@@ -27,7 +27,7 @@ use crate::sys::{Loc, Name, xattr};
 use crate::types::{Kind, SetTime};
 use from_hidden::FromHidden;
 use rustix::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What is to be converted, and how.
@@ -81,14 +81,6 @@ struct Job {
     changes: Changes,
 }
 
-fn error(path: &Path, errno: Errno, what: &str) -> SetupError {
-    SetupError::Path {
-        path: path.to_path_buf(),
-        what: what.to_owned(),
-        errno,
-    }
-}
-
 /// Converts a branch.
 ///
 /// # Errors
@@ -96,7 +88,7 @@ fn error(path: &Path, errno: Errno, what: &str) -> SetupError {
 /// reading and writing: then it is as it was, or running again finishes it.
 pub fn run(request: &Request) -> std::result::Result<End, SetupError> {
     let path = &request.branch;
-    let failed = |errno| error(path, errno, "cannot convert the branch");
+    let failed = |errno| SetupError::path(path, errno, "cannot convert the branch");
     let aufs = Offline::open(path, None, Some(Format::Aufs))?;
     let work = request.workdir.as_deref();
     let overlay = Offline::open(path, work, Some(Format::Overlay))?;
@@ -115,7 +107,7 @@ pub fn run(request: &Request) -> std::result::Result<End, SetupError> {
     }
     if begun.is_some_and(|to| to != request.to) {
         let what = "is half converted to the other format: finish that first";
-        return Err(error(path, Errno::BUSY, what));
+        return Err(SetupError::path(path, Errno::BUSY, what));
     }
     let from = match request.from {
         Some(from) => Some(from),
@@ -159,7 +151,7 @@ fn run_from_hidden(
     hidden: Hidden,
     resumed: bool,
 ) -> std::result::Result<End, SetupError> {
-    let failed = |errno| error(&request.branch, errno, "cannot convert the branch");
+    let failed = |errno| SetupError::path(&request.branch, errno, "cannot convert the branch");
     let opened: std::result::Result<Vec<_>, SetupError> = request
         .lowers
         .iter()

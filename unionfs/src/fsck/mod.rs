@@ -65,11 +65,10 @@ pub fn check(request: &Request) -> Result<Report, SetupError> {
             request,
             findings: Vec::new(),
         };
-        checker.run().map_err(|errno| SetupError::Path {
-            path: request.branches[position].clone(),
-            what: "cannot check the branch".to_owned(),
-            errno,
-        })?;
+        let path = &request.branches[position];
+        checker
+            .run()
+            .map_err(|errno| SetupError::path(path, errno, "cannot check the branch"))?;
         let findings = checker.findings;
         report.branches.push(BranchReport {
             path: branches[position].path.clone(),

@@ -3,7 +3,7 @@
 //! The helper mounts and hands the device back over the socket named by `_FUSE_COMMFD`.
 //! Source: fusermount3(1), libfuse `util/fusermount.c`.
 
-use super::mount::{MountRequest, path_error, readonly};
+use super::mount::{MountRequest, readonly};
 use crate::errno::Errno;
 use crate::setup::SetupError;
 use rustix::net::{
@@ -98,10 +98,10 @@ pub(super) fn unmount(mountpoint: &Path, lazy: bool) -> Result<()> {
     } else {
         Errno::PERM
     };
-    Err(path_error(
+    Err(SetupError::path(
         mountpoint,
-        &format!("fusermount3 refused: {words}"),
         errno,
+        format!("fusermount3 refused: {words}"),
     ))
 }
 
@@ -112,7 +112,7 @@ fn spawn<T>(mut start: impl FnMut(&mut Command) -> io::Result<T>) -> Result<T> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
                 let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-                return Err(path_error(Path::new(helper), "cannot be run", errno));
+                return Err(SetupError::path(Path::new(helper), errno, "cannot be run"));
             }
             Ok(started) => return Ok(started),
         }
@@ -222,10 +222,10 @@ fn words(output: &Output) -> String {
 }
 
 fn helper_error(request: &MountRequest, words: &str) -> SetupError {
-    path_error(
+    SetupError::path(
         &request.mountpoint,
-        &format!("fusermount3 refused: {words}"),
         Errno::PERM,
+        format!("fusermount3 refused: {words}"),
     )
 }
 

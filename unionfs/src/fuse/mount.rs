@@ -65,10 +65,10 @@ impl MountHandle {
     /// EBUSY while it is in use, ENOENT when it is not there any more.
     pub fn unmount(&self, lazy: bool) -> Result<()> {
         if self.id.is_some() && mount_id(&self.mountpoint) != self.id {
-            return Err(path_error(
+            return Err(SetupError::path(
                 &self.mountpoint,
-                "another mount has taken this place",
                 Errno::NOENT,
+                "another mount has taken this place",
             ));
         }
         unmount(&self.mountpoint, lazy)
@@ -108,15 +108,15 @@ pub fn check_mountpoint(path: &Path) -> Result<()> {
             Errno::ACCESS => "mount point cannot be reached: search permission on its parents",
             _ => "mount point cannot be used",
         };
-        path_error(path, what, errno)
+        SetupError::path(path, errno, what)
     })?;
     if FileType::from_raw_mode(mode) == FileType::Directory {
         Ok(())
     } else {
-        Err(path_error(
+        Err(SetupError::path(
             path,
-            "mount point is not a directory",
             Errno::NOTDIR,
+            "mount point is not a directory",
         ))
     }
 }
@@ -147,7 +147,7 @@ pub fn change_flags(path: &Path, settings: &[MountSetting]) -> Result<()> {
             Errno::PERM => "flags of a mount are changed by root",
             _ => "flags of the mount cannot be changed",
         };
-        path_error(path, what, errno)
+        SetupError::path(path, errno, what)
     };
     let now = rustix::fs::statvfs(path).map_err(failed)?.f_flag;
     let mut flags = KernelFlags::empty();
@@ -163,7 +163,7 @@ pub fn change_flags(path: &Path, settings: &[MountSetting]) -> Result<()> {
             MountSetting::Noexec(on) => flags.set(KernelFlags::NOEXEC, *on),
             MountSetting::AllowOther(_) | MountSetting::Fsname(_) | MountSetting::Context(..) => {
                 let what = "only a new mount can have this option: unmount, and mount with it";
-                return Err(path_error(path, what, Errno::INVAL));
+                return Err(SetupError::path(path, Errno::INVAL, what));
             }
         }
     }
@@ -199,7 +199,7 @@ pub fn open_device() -> Result<OwnedFd> {
             Errno::NXIO | Errno::NODEV => "no driver behind it: modprobe fuse",
             _ => "cannot be opened",
         };
-        path_error(Path::new(DEVICE), what, errno)
+        SetupError::path(Path::new(DEVICE), errno, what)
     })
 }
 
@@ -229,7 +229,7 @@ pub fn mount(request: &MountRequest) -> Result<Mounted> {
         Errno::NOTCONN => "a FUSE mount whose server is gone: uaufs umount it first",
         _ => "mount(2) failed",
     };
-    Err(path_error(&request.mountpoint, what, errno))
+    Err(SetupError::path(&request.mountpoint, errno, what))
 }
 
 fn mounted(request: &MountRequest, device: OwnedFd, warnings: Vec<String>) -> Mounted {
@@ -390,7 +390,7 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<()> {
         Errno::PERM => "not permitted: needs CAP_SYS_ADMIN",
         _ => "cannot be unmounted",
     };
-    Err(path_error(mountpoint, what, errno))
+    Err(SetupError::path(mountpoint, errno, what))
 }
 
 /// The id of the mount at `path`. Sends no request to its server.
@@ -398,15 +398,6 @@ fn mount_id(path: &Path) -> Option<u64> {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW;
     let stat = statx(CWD, path, flags, StatxFlags::MNT_ID).ok()?;
     (stat.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(stat.stx_mnt_id)
-}
-
-/// An error about a path.
-pub(super) fn path_error(path: &Path, what: &str, errno: Errno) -> SetupError {
-    SetupError::Path {
-        path: path.to_owned(),
-        what: what.to_owned(),
-        errno,
-    }
 }
 
 #[cfg(test)]

@@ -61,7 +61,7 @@ impl Union {
         let stack = self.stack();
         let count = stack.branches().len();
         if index > count {
-            return Err(wrong(
+            return Err(SetupError::path(
                 &spec.path,
                 Errno::DOM,
                 format!("no place {index}: an index from 0 to {count}"),
@@ -74,10 +74,10 @@ impl Union {
             .map(BranchId)
             .filter(|id| *id != BranchId::NONE);
         let id = id.ok_or_else(|| {
-            wrong(
+            SetupError::path(
                 &spec.path,
                 Errno::NOSPC,
-                "this mount has had all the branches it can have: mount it again".into(),
+                "this mount has had all the branches it can have: mount it again",
             )
         })?;
         let (branch, _) = open_beside(spec, dir, id, stack.branches().iter(), grammar)?;
@@ -150,8 +150,8 @@ impl Union {
         let old = stack.get(id).ok_or_else(no_branch)?.clone();
         let shown = |b: &&Arc<Branch>| b.id != id && !b.perm.data_only;
         if !stack.branches().iter().any(|b| shown(&b)) {
-            let what = "the last branch of a union cannot be removed".into();
-            return Err(wrong(&old.path, Errno::BUSY, what).into());
+            let what = "the last branch of a union cannot be removed";
+            return Err(SetupError::path(&old.path, Errno::BUSY, what).into());
         }
         let only = self.nodes_only_on(id);
         let in_use = |n: &&Arc<Node>| {
@@ -282,15 +282,7 @@ impl Union {
 }
 
 fn no_branch() -> LiveError {
-    wrong(Path::new("-"), Errno::NOENT, "no such branch".into()).into()
-}
-
-fn wrong(path: &Path, errno: Errno, what: String) -> SetupError {
-    SetupError::Path {
-        path: path.to_path_buf(),
-        what,
-        errno,
-    }
+    SetupError::path(Path::new("-"), Errno::NOENT, "no such branch").into()
 }
 
 /// The branch is not written any more.

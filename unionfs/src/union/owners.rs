@@ -31,11 +31,8 @@ pub(super) fn adopt(
         branch.owners = Some(asked);
         let root = xattr::Target::dir(branch.root.as_fd());
         let written = stat_fd(&*branch.root).and_then(|stat| asked.write(&root, &stat));
-        written.map_err(|errno| SetupError::Path {
-            path: branch.path.clone(),
-            what: "xattr_permissions: the filesystem must keep that attribute".to_owned(),
-            errno,
-        })?;
+        let what = "xattr_permissions: the filesystem must keep that attribute";
+        written.map_err(|errno| SetupError::path(&branch.path, errno, what))?;
     }
     Ok(())
 }

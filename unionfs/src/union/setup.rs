@@ -100,11 +100,8 @@ impl Union {
         use rustix::fs::{CWD, Mode, OFlags, openat};
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let stat = openat(CWD, path, flags, Mode::empty()).and_then(crate::sys::stat::stat_fd);
-        let stat = stat.map_err(|errno| SetupError::Path {
-            path: path.to_path_buf(),
-            what: "cannot be hidden from the union".to_owned(),
-            errno,
-        })?;
+        let stat =
+            stat.map_err(|errno| SetupError::path(path, errno, "cannot be hidden from the union"))?;
         self.hidden.push((stat.dev, stat.ino));
         Ok(())
     }
