@@ -4,12 +4,15 @@
 use super::branches::{Branches, Stack};
 use super::run::Run;
 use super::trace::{End, kill_before_change, mark};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use std::path::Path;
 use std::process::Command;
 
 /// Tells the child what to do: directory and number of the case.
 const ASSIGNMENT: &str = "UAUFS_MODEL_CRASH";
+
+/// Where the child writes what times the directories have, which a merge must not change.
+const TIMES: &str = "times";
 
 /// An operation that is interrupted.
 pub struct Case {
@@ -31,6 +34,9 @@ pub fn play_child(cases: &[Case]) -> Result<()> {
     let mut run = Run::on(branches, model)?;
     for line in case.first {
         run.line(line)?;
+    }
+    if case.line == "merge" {
+        std::fs::write(Path::new(dir).join(TIMES), run.dir_times()?)?;
     }
     mark();
     run.line(case.line)?;
@@ -67,8 +73,14 @@ pub fn interrupt_everywhere(case: &Case, number: usize, child: &str) -> Result<(
         if let Ok(mut run) = reopened(after.clone()) {
             if case.line == "merge" {
                 // What was done and what is left to do look the same.
+                let times = std::fs::read_to_string(dir.join(TIMES))?;
+                ensure!(
+                    run.dir_times()? == times,
+                    "killed before change {n}: other times"
+                );
                 run.line(case.line)
                     .with_context(|| format!("again, after it was killed before change {n}"))?;
+                ensure!(run.dir_times()? == times, "merged again: other times");
             }
             run.check_all(&[])?;
         } else if end == End::Finished {

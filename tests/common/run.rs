@@ -210,6 +210,19 @@ impl Run {
         dirs[usize::from(n) % dirs.len()]
     }
 
+    /// The change times that the union shows of all directories, one a line.
+    pub fn dir_times(&mut self) -> Result<String> {
+        let mut told = String::new();
+        for id in self.model.reachable() {
+            if self.model.is_dir(id) {
+                let node = self.node(id)?;
+                let mtime = self.union()?.getattr(node)?.mtime;
+                told += &format!("directory {id}: {}.{:09}\n", mtime.sec, mtime.nsec);
+            }
+        }
+        Ok(told)
+    }
+
     /// Files of every kind to choose from, those without a name last.
     fn file(&self, n: u8) -> Id {
         let mut files = self.model.reachable();

@@ -78,10 +78,24 @@ class MergeCheck(unittest.TestCase):
                     if os.path.exists(path):
                         os.utime(path, ns=(s.st_atime_ns, s.st_mtime_ns))
                 self.assertTrue(self.sees("check", copy, self.path("book")))
+        os.utime(self.tree, (5, 5))
+        self.tool("snapshot", self.tree, self.path("book"))
+        os.utime(self.tree, (5, 6))
+        self.assertTrue(self.sees("check", self.tree, self.path("book")))
         os.utime(self.tree + "/file", (5, 5))
         self.tool("snapshot", self.tree, self.path("book"))
         os.utime(self.tree + "/file", (5, 6))
         self.assertTrue(self.sees("check", self.tree, self.path("book")))
+
+    def test_a_name_that_is_not_counted_is_seen(self):
+        active = self.path("active")
+        os.mkdir(active)
+        open(self.path("empty"), "w", encoding="ascii").close()
+        os.link(self.path("empty"), active + "/w")
+        self.assertTrue(self.sees("verify", self.top, self.path("empty")))
+        os.rename(self.path("empty"), active + "/l")
+        open(self.path("empty"), "w", encoding="ascii").close()
+        self.tool("verify", self.top, self.path("empty"))
 
     def watch(self, *args):
         watcher = subprocess.Popen([TOOL, *args], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)

@@ -16,6 +16,7 @@ pub mod overlay;
 pub mod owners;
 pub mod plinks;
 pub mod store;
+pub mod times;
 
 pub use store::Store;
 

@@ -8,6 +8,7 @@
 //!   log                 origins of copied-up files and link counts, appended
 //!   links/              one file per pseudo-link: what it is a copy of
 //!   dirren/             one file per renamed directory: where its lower parts are
+//!   times/              times of directories that something is being taken from
 //!   tmp/                files being copied up; emptied at mount
 //!   trash/              directories being removed; emptied at mount
 //! .wh..wh.aufs          the base that whiteouts are links of      (AUFS's own)
@@ -43,6 +44,7 @@ pub struct Store {
     plinks: Arc<OwnedFd>,
     home: OwnedFd,
     redirects: OwnedFd,
+    times: OwnedFd,
     links: OwnedFd,
     base_dir: OwnedFd,
     /// Guards appends to the log; a leaf lock, held over one small write.
@@ -124,6 +126,8 @@ impl Store {
         for leftover in [&tmp, &trash] {
             crate::sys::remove::contents(leftover)?;
         }
+        let times = make_dir(&dir, super::times::DIR_NAME, 0o700)?;
+        super::times::restore(root, &times)?;
         let links = make_dir(&dir, b"links", 0o700)?;
         let (old_log, mut recovered) = super::log::read(&dir)?;
         super::plinks::read(&plinks, &links, &mut recovered)?;
@@ -134,6 +138,7 @@ impl Store {
             plinks: Arc::new(plinks),
             home: dir,
             redirects,
+            times,
             links,
             base_dir,
             log: Mutex::new(log),
@@ -219,6 +224,11 @@ impl Store {
     /// The directory of the recorded redirects.
     pub(super) fn redirects(&self) -> &OwnedFd {
         &self.redirects
+    }
+
+    /// The directory of the times that are to be set back.
+    pub(super) fn times(&self) -> &OwnedFd {
+        &self.times
     }
 
     /// The directory of the records of pseudo-links.

@@ -5,8 +5,9 @@
 
 use super::Union;
 use super::links::Plink;
-use super::make_dir::{keep_times, rename_new};
+use super::make_dir::rename_new;
 use crate::branch::log::{Origin, Record, Source};
+use crate::branch::times::keep_times;
 use crate::branch::{Branch, Store};
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;

@@ -2,12 +2,13 @@
 
 use super::Union;
 use super::copyup::How;
+use crate::branch::times::keep_times;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
 use crate::node::{Home, Layer, Layers, Namespace, Node};
 use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
-use crate::sys::{Loc, RealStat, with_write_permission};
+use crate::sys::{Loc, with_write_permission};
 use crate::types::*;
 use rustix::fd::OwnedFd;
 use smallvec::SmallVec;
@@ -157,16 +158,5 @@ pub(super) fn rename_new(from: &OwnedFd, old: &[u8], to: &OwnedFd, new: &[u8]) -
             Err(err) => Err(err),
         },
         other => other,
-    }
-}
-
-/// Moving things between branches is no change of a directory that users made: its times stay.
-pub(super) fn keep_times(dir: &Arc<OwnedFd>, before: &RealStat) {
-    let loc = Loc::dir(dir.clone());
-    if let Err(err) = loc.set_times(
-        Some(SetTime::At(before.atime)),
-        Some(SetTime::At(before.mtime)),
-    ) {
-        log::debug!("times of a directory that something was moved to or from: {err}");
     }
 }

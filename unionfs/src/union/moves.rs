@@ -2,8 +2,8 @@
 
 use super::Union;
 use super::discard::count_marks;
-use super::make_dir::keep_times;
 use crate::branch::Branch;
+use crate::branch::times::keep_times;
 use crate::errno::{Errno, Result};
 use crate::spec::Format;
 use crate::sys::Unlocked;

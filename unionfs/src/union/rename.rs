@@ -8,12 +8,12 @@
 use super::Union;
 use super::copyup::How;
 use super::create::first_of;
-use super::make_dir::keep_times;
 use super::moves::{Move, drop_idle_devices};
 use super::names::{Leaving, unname};
 use super::namespace::Need;
 use crate::branch::Branch;
 use crate::branch::plinks::plink_name;
+use crate::branch::times::keep_times;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
 use crate::node::{Layer, Layers, Namespace, Node, Place, Present};

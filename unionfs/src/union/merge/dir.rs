@@ -149,7 +149,7 @@ impl Union {
             self.dir_fd_on(parent, way.from.id)?,
             self.dir_fd_on(parent, way.to.id)?,
         );
-        let times = (Times::of(&upper)?, Times::of(&lower)?);
+        let times = Times::of(&lower)?;
         let store = way.to.store.as_ref().ok_or(Errno::ROFS)?;
         self.clear_below(way, parent, &lower, name)?;
         let dir = self.dir_fd_on(node, way.from.id)?;
@@ -169,12 +169,11 @@ impl Union {
             drop_whiteout(&way.to, &lower, name)?;
         }
         self.settle(way, &lower)?;
-        {
-            let _times = Times::of(&dir)?;
-            remove_opaque_mark(&dir)?;
-        }
+        self.change_upper(way, node, &dir, || remove_opaque_mark(&dir))?;
         if way.from.whiteout_is_separate(name) {
-            drop_whiteout(&way.from, &upper, name)?;
+            self.change_upper(way, parent, &upper, || {
+                drop_whiteout(&way.from, &upper, name)
+            })?;
         }
         drop(times);
         self.dir_fds.insert((node.id, way.to.id, copy.stat.ino), fd);
@@ -216,7 +215,7 @@ impl Union {
             way.to.set_opaque(&lower)?;
         }
         self.settle(way, &lower)?;
-        remove_opaque_mark(&upper)?;
+        self.change_upper(way, root, &upper, || remove_opaque_mark(&upper))?;
         self.add_layer(root, way.to.id, way.to.root_ino, false);
         forget_stamps(&mut ns);
         Ok(None)
@@ -258,11 +257,11 @@ impl Union {
             self.hand_down(way, node, &dir, &stat, &below)?;
         }
         let upper = self.dir_fd_on(parent, way.from.id)?;
-        let times = Times::of(&upper)?;
-        with_write_permission(&upper, || {
-            rustix::fs::unlinkat(&upper, name, AtFlags::REMOVEDIR)
+        self.change_upper(way, parent, &upper, || {
+            with_write_permission(&upper, || {
+                rustix::fs::unlinkat(&upper, name, AtFlags::REMOVEDIR)
+            })
         })?;
-        drop(times);
         self.dropped(
             way,
             parent,
@@ -299,9 +298,7 @@ impl Union {
         self.drop_other_xattrs(&from, &to)?;
         self.copy_metadata(&way.to, &way.from, &from, &to, &stat_fd(&dir)?)?;
         if opaque {
-            let times = Times::of(&dir)?;
-            way.from.set_opaque(&dir)?;
-            drop(times);
+            self.change_upper(way, node, &dir, || way.from.set_opaque(&dir))?;
             // It ends at its own branch again.
             let layers: SmallVec<[Layer; 2]> = node
                 .layers()

@@ -207,7 +207,7 @@ impl Union {
             self.dir_fd_on(parent, way.from.id)?,
             self.dir_fd_on(parent, way.to.id)?,
         );
-        let times = (Times::of(&upper)?, Times::of(&lower)?);
+        let times = Times::of(&lower)?;
         if way.keep_upper {
             self.place_below(way, parent, &lower, name, copy)?;
             drop_whiteout_beside(&way.to, &lower, name)?;
@@ -220,7 +220,7 @@ impl Union {
             self.inos.forget_real(way.to.dev, copy.stat.ino);
             return Err(err);
         }
-        self.leave_upper(way, &upper, &lower, name)?;
+        self.leave_upper(way, parent, &upper, &lower, name)?;
         drop(times);
         self.switched(way, parent, &mut ns, name, node, stat, copy, origin)?;
         Ok(Outcome::Moved(stat.size))
@@ -230,15 +230,18 @@ impl Union {
     pub(super) fn leave_upper(
         &self,
         way: &Way,
+        parent: &Arc<Node>,
         upper: &Arc<OwnedFd>,
         lower: &Arc<OwnedFd>,
         name: &[u8],
     ) -> Result<()> {
         self.settle(way, lower)?;
         drop_whiteout_beside(&way.to, lower, name)?;
-        drop_whiteout_beside(&way.from, upper, name)?;
-        with_write_permission(upper, || {
-            rustix::fs::unlinkat(upper, name, AtFlags::empty())
+        self.change_upper(way, parent, upper, || {
+            drop_whiteout_beside(&way.from, upper, name)?;
+            with_write_permission(upper, || {
+                rustix::fs::unlinkat(upper, name, AtFlags::empty())
+            })
         })
     }
 

@@ -241,14 +241,14 @@ impl Union {
             self.dir_fd_on(parent, way.from.id)?,
             self.dir_fd_on(parent, way.to.id)?,
         );
-        let times = (Times::of(&upper)?, Times::of(&lower)?);
+        let times = Times::of(&lower)?;
         // A merge that was killed may have made the link.
         if stat_at(&lower, name).is_ok_and(|s| s.ino == plink.real) {
             log::debug!("a name is on {} already", way.to.path.display());
         } else {
             self.link_below(way, parent, &lower, name, node, plink)?;
         }
-        self.leave_upper(way, &upper, &lower, name)?;
+        self.leave_upper(way, parent, &upper, &lower, name)?;
         drop(times);
         node.update_home(|h| {
             (h.parent, h.name) = (Some(parent.clone()), Name::from_slice(name));

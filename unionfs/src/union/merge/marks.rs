@@ -35,7 +35,7 @@ impl Union {
             return Ok(Outcome::Moved(0));
         }
         let lower = self.dir_fd_on(parent, way.to.id)?;
-        let times = (Times::of(&upper)?, Times::of(&lower)?);
+        let times = Times::of(&lower)?;
         let hidden = way.to.has_whiteout(&lower, name)?;
         let device = hidden && !way.to.whiteout_is_separate(name);
         if !device {
@@ -51,8 +51,10 @@ impl Union {
             self.restamp(parent, &mut ns, way.to.id);
             return Ok(Outcome::Moved(0));
         }
-        drop_whiteout(&way.from, &upper, name)?;
         drop(times);
+        self.change_upper(way, parent, &upper, || {
+            drop_whiteout(&way.from, &upper, name)
+        })?;
         if matches!(self.resolve(parent, &ns, name)?, Found::Whiteout)
             && let Some(index) = &mut ns.index
         {

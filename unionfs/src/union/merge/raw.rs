@@ -2,6 +2,7 @@
 
 use super::{Reason, Way};
 use crate::branch::Branch;
+use crate::branch::times::keep_times;
 use crate::errno::{Errno, Result};
 use crate::node::{Layer, Node, Place};
 use crate::sys::loc::open_listing;
@@ -9,7 +10,6 @@ use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::{Name, RealStat, Unlocked, with_write_permission};
 use crate::types::Kind;
 use crate::union::Union;
-use crate::union::make_dir::keep_times;
 use crate::union::names::{Leaving, unname};
 use crate::union::namespace::for_each_entry;
 use crate::whiteout::{NameClass, classify, whiteout_name};
@@ -210,6 +210,19 @@ impl Union {
         }
     }
 
+    /// Changes a directory of the upper branch, which shows its times. The names of the directory
+    /// are locked.
+    pub(super) fn change_upper<T>(
+        &self,
+        way: &Way,
+        dir: &Arc<Node>,
+        fd: &Arc<OwnedFd>,
+        change: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let path = self.layer_path(dir, way.from.id)?;
+        way.from.keeping_times(fd, path, change)
+    }
+
     /// What was done to a directory of a branch reaches the disk before the other branch is changed.
     pub(super) fn settle(&self, way: &Way, dir: &Arc<OwnedFd>) -> Result<()> {
         if self.options().volatile {
@@ -236,7 +249,8 @@ pub(super) fn drop_whiteout(branch: &Branch, dir: &Arc<OwnedFd>, name: &[u8]) ->
     })
 }
 
-/// Times of a directory, which a move leaves as they are.
+/// Times of a directory of the lower branch, which a move leaves as they are. (Nobody sees them before
+/// the upper one is gone, which hands its own down.)
 pub(super) struct Times {
     dir: Arc<OwnedFd>,
     stat: RealStat,
