@@ -203,18 +203,17 @@ impl Union {
         if !same_file(stat, &now) {
             return Ok(Outcome::Left(Reason::Changed));
         }
+        if way.keep_upper {
+            self.put_hidden(way, parent, &mut ns, name, |lower| {
+                self.place_below(way, parent, lower, name, copy)
+            })?;
+            return Ok(Outcome::Moved(stat.size));
+        }
         let (upper, lower) = (
             self.dir_fd_on(parent, way.from.id)?,
             self.dir_fd_on(parent, way.to.id)?,
         );
         let times = Times::of(&lower)?;
-        if way.keep_upper {
-            self.place_below(way, parent, &lower, name, copy)?;
-            drop_whiteout_beside(&way.to, &lower, name)?;
-            drop(times);
-            self.hides_one(way, parent, &mut ns, name);
-            return Ok(Outcome::Moved(stat.size));
-        }
         let origin = self.remember_origin(node, &way.to, copy, stat)?;
         if let Err(err) = self.place_below(way, parent, &lower, name, copy) {
             self.inos.forget_real(way.to.dev, copy.stat.ino);
@@ -246,7 +245,7 @@ impl Union {
     }
 
     /// Gives the finished copy its name below, in place of what the upper file hides there.
-    fn place_below(
+    pub(super) fn place_below(
         &self,
         way: &Way,
         parent: &Arc<Node>,
@@ -300,8 +299,21 @@ impl Union {
         Ok(())
     }
 
-    /// What the upper branch shows has one below it on the lower branch now.
-    pub(super) fn hides_one(&self, way: &Way, parent: &Arc<Node>, ns: &mut Namespace, name: &[u8]) {
+    /// Has `put` give something the name on the lower branch, where what the upper branch shows
+    /// goes on hiding it.
+    pub(super) fn put_hidden(
+        &self,
+        way: &Way,
+        parent: &Arc<Node>,
+        ns: &mut Namespace,
+        name: &[u8],
+        put: impl FnOnce(&Arc<OwnedFd>) -> Result<()>,
+    ) -> Result<()> {
+        let lower = self.dir_fd_on(parent, way.to.id)?;
+        let times = Times::of(&lower)?;
+        put(&lower)?;
+        drop_whiteout_beside(&way.to, &lower, name)?;
+        drop(times);
         if let Some(index) = &mut ns.index
             && let Found::Present(mut found) = index.get(name)
         {
@@ -309,6 +321,7 @@ impl Union {
             index.set(name, &found);
         }
         self.restamp(parent, ns, way.to.id);
+        Ok(())
     }
 
     /// The node is below from now on.

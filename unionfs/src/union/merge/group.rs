@@ -5,7 +5,6 @@
 //! killed leaves names that still lead there, and the next one moves them. When no name needs it any
 //! more it goes.
 
-use super::file::drop_whiteout_beside;
 use super::raw::Times;
 use super::{Outcome, Reason, Way};
 use crate::branch::log::{Origin, Record};
@@ -14,6 +13,7 @@ use crate::errno::{Errno, Result};
 use crate::node::{Namespace, Node, Place, Present};
 use crate::sys::stat::stat_at;
 use crate::sys::{Name, RealStat};
+use crate::types::NodeId;
 use crate::union::Union;
 use crate::union::copyup::Copy;
 use crate::union::links::Plink;
@@ -77,22 +77,17 @@ impl Union {
     ) -> Result<Outcome> {
         let first = way.copied.lock().get(&node.id).cloned();
         if let Some((dir, first)) = first {
-            let store = way.to.store.as_ref().ok_or(Errno::ROFS)?;
-            let temp = store.temp_name();
-            let none = AtFlags::empty();
-            return self.put_copy(way, parent, name, node, 0, || {
-                rustix::fs::linkat(&dir, &*first, store.tmp(), &*temp, none)?;
-                Ok(temp.clone())
+            return self.put_copy(way, parent, name, node, 0, |lower| {
+                self.put_link(way, (parent, lower, name), (&dir, &first), None)
             });
         }
         if self.is_busy(node.id) {
             return Ok(Outcome::Left(Reason::Busy));
         }
         let copied = self.with_copy(way, node, |stat, copy| {
-            let done =
-                self.put_copy(way, parent, name, node, stat.size, || Ok(copy.temp.clone()))?;
-            copy.published = matches!(done, Outcome::Moved(_));
-            Ok(done)
+            self.put_copy(way, parent, name, node, stat.size, |lower| {
+                self.place_below(way, parent, lower, name, copy)
+            })
         })?;
         if let Some(Outcome::Moved(_)) = copied {
             let lower = self.dir_fd_on(parent, way.to.id)?;
@@ -102,7 +97,7 @@ impl Union {
         Ok(copied.unwrap_or(Outcome::Left(Reason::Upper)))
     }
 
-    /// Gives what `make` made in the directory for temporary files the name on the lower branch.
+    /// Has `put` give a copy the name on the lower branch, if the name still leads to this file.
     fn put_copy(
         &self,
         way: &Way,
@@ -110,23 +105,39 @@ impl Union {
         name: &[u8],
         node: &Arc<Node>,
         bytes: u64,
-        make: impl FnOnce() -> Result<Name>,
+        put: impl FnOnce(&Arc<OwnedFd>) -> Result<()>,
     ) -> Result<Outcome> {
         let mut ns = self.ns_write(parent)?;
         if let Err(outcome) = self.judge_link(way, parent, &ns, name, node)? {
             return Ok(outcome);
         }
-        let lower = self.dir_fd_on(parent, way.to.id)?;
-        let times = Times::of(&lower)?;
-        let store = way.to.store.as_ref().ok_or(Errno::ROFS)?;
-        let temp = make()?;
-        self.replace_below(way, parent, &lower, name, &[], || {
-            rustix::fs::renameat(store.tmp(), &*temp, &lower, name)
-        })?;
-        drop_whiteout_beside(&way.to, &lower, name)?;
-        drop(times);
-        self.hides_one(way, parent, &mut ns, name);
+        self.put_hidden(way, parent, &mut ns, name, put)?;
         Ok(Outcome::Moved(bytes))
+    }
+
+    /// Gives the name on the lower branch to one more link of `file`, in place of what is there.
+    /// `moved`: one name less of this node is elsewhere.
+    fn put_link(
+        &self,
+        way: &Way,
+        (parent, lower, name): (&Arc<Node>, &Arc<OwnedFd>, &[u8]),
+        (dir, file): (&OwnedFd, &[u8]),
+        moved: Option<NodeId>,
+    ) -> Result<()> {
+        let store = way.to.store.as_ref().ok_or(Errno::ROFS)?;
+        let temp = store.temp_name();
+        self.replace_below(way, parent, lower, name, moved.as_slice(), || {
+            let none = AtFlags::empty();
+            rustix::fs::linkat(dir, file, store.tmp(), &*temp, none)?;
+            rustix::fs::renameat(store.tmp(), &*temp, lower, name).inspect_err(|_| {
+                // It lies in the directory that every mount empties.
+                let _ = rustix::fs::unlinkat(store.tmp(), &*temp, none);
+            })?;
+            if let Some(node) = moved {
+                self.links.change_delta(node, -1);
+            }
+            Ok(())
+        })
     }
 
     /// The pseudo-link on the lower branch, if the data is there already.
@@ -291,17 +302,12 @@ impl Union {
             source: plink.source,
             names: i32::try_from(names).unwrap_or(i32::MAX),
         })?;
-        let temp = store.temp_name();
-        self.replace_below(way, parent, lower, name, &[node.id], || {
-            let none = AtFlags::empty();
-            rustix::fs::linkat(store.plinks(), &*link, store.tmp(), &*temp, none)?;
-            rustix::fs::renameat(store.tmp(), &*temp, lower, name).inspect_err(|_| {
-                // It lies in the directory that every mount empties.
-                let _ = rustix::fs::unlinkat(store.tmp(), &*temp, none);
-            })?;
-            self.links.change_delta(node.id, -1);
-            Ok(())
-        })?;
+        self.put_link(
+            way,
+            (parent, lower, name),
+            (store.plinks(), &link),
+            Some(node.id),
+        )?;
         // From here on links that are made and removed count again.
         let (source, delta) = (plink.source, self.links.delta(node.id));
         store.record(Record::Links { source, delta })
