@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use unionfs::types::BranchId;
-use unionfs::union::merge::{MergeOptions, Outcome};
+use unionfs::union::merge::{Item, MergeOptions, Outcome};
 
 /// Every entry of a branch but the books: path, and what a user sees of it.
 fn tree(top: &Path) -> Vec<String> {
@@ -118,6 +118,52 @@ fn a_moved_branch_is_empty_and_whiteouts_stay_where_they_are_asked_for() {
         assert_eq!(tree(&f.path("lo")), merged, "{mode}");
         assert!(tree(&f.path("up")).is_empty(), "{mode}");
     }
+}
+
+#[test]
+fn a_copy_that_is_stopped_leaves_the_source_as_it_was_when_it_is_done_again() {
+    if !is_root() {
+        return;
+    }
+    let mut f = Fixture::new();
+    two(&f);
+    let before = tree(&f.path("up"));
+    f.open(&["up=rw", "lo=rw"], "udba=none");
+    let options = MergeOptions {
+        copy: true,
+        ..MergeOptions::default()
+    };
+    let stop = f.union().merge(
+        BranchId(0),
+        BranchId(1),
+        options,
+        &mut |step| match step.item {
+            Item::OpaqueMark => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        },
+    );
+    assert!(stop.unwrap().stopped);
+    assert_ne!(tree(&f.path("up")), before);
+    f.close();
+    merge(&f, &["--mode", "copy"]);
+    assert_eq!(tree(&f.path("up")), before);
+}
+
+#[test]
+fn a_branch_is_not_merged_with_itself() {
+    let f = Fixture::new();
+    f.put("up/f", "f");
+    let out = Command::new(env!("CARGO_BIN_EXE_uaufs"))
+        .args(["merge", "--bottom"])
+        .args([f.path("up"), f.path("up")])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        !out.status.success() && said.contains("named twice"),
+        "{said}"
+    );
+    assert!(!f.path("up/.wh..wh.uaufs").exists());
 }
 
 #[test]

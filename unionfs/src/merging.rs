@@ -54,6 +54,11 @@ pub struct Job {
 pub fn merge(job: &Job, tell: &mut dyn FnMut(&StepLine)) -> Result<Total, Failure> {
     let from = absolute(&job.from)?;
     let to = absolute(&job.to)?;
+    if from == to {
+        let path = Shown(from.as_os_str().as_bytes()).to_string();
+        let why = "the branch is named twice: name the one to empty, then the one to receive";
+        return Err(Failure::because(Errno::INVAL, path, why));
+    }
     // As AUFS branches is how they are opened: other marks would be taken for nothing.
     for branch in [&from, &to] {
         if format_at(branch)? != Format::Aufs {

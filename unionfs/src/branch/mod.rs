@@ -11,6 +11,7 @@ pub mod log;
 pub mod marks;
 pub mod metacopy;
 pub mod offline;
+pub mod opaque;
 pub mod open;
 pub mod overlay;
 pub mod owners;

@@ -9,6 +9,7 @@
 //!   links/              one file per pseudo-link: what it is a copy of
 //!   dirren/             one file per renamed directory: where its lower parts are
 //!   times/              times of directories that something is being taken from
+//!   opaque/             directories that a merge must make opaque again
 //!   tmp/                files being copied up; emptied at mount
 //!   trash/              directories being removed; emptied at mount
 //! .wh..wh.aufs          the base that whiteouts are links of      (AUFS's own)
@@ -224,6 +225,11 @@ impl Store {
     /// The directory of the recorded redirects.
     pub(super) fn redirects(&self) -> &OwnedFd {
         &self.redirects
+    }
+
+    /// The bookkeeping's own directory.
+    pub(super) fn home(&self) -> &OwnedFd {
+        &self.home
     }
 
     /// The directory of the times that are to be set back.

@@ -97,9 +97,19 @@ impl Union {
                 }
                 self.make_dir_on(node, way.to.id)?;
             }
+            // A copy that was stopped in it took the mark away.
+            Ok(Standing::Merged) if way.options.copy && self.was_opaque(way, node)? => {
+                return Ok(Ok(Standing::Opaque));
+            }
             Ok(Standing::Merged) | Err(_) => {}
         }
         Ok(standing)
+    }
+
+    fn was_opaque(&self, way: &Way, node: &Arc<Node>) -> Result<bool> {
+        let stat = stat_fd(self.dir_fd_on(node, way.from.id)?)?;
+        let store = way.from.store.as_ref().ok_or(Errno::ROFS)?;
+        Ok(store.is_noted_opaque(&stat))
     }
 
     /// Takes away a file of the lower branch that has the name of a directory above it.
@@ -169,6 +179,9 @@ impl Union {
             drop_whiteout(&way.to, &lower, name)?;
         }
         self.settle(way, &lower)?;
+        if let (true, Some(store)) = (way.options.copy, &way.from.store) {
+            store.note_opaque(&stat_fd(&dir)?)?;
+        }
         self.change_upper(way, node, &dir, || remove_opaque_mark(&dir))?;
         if way.from.whiteout_is_separate(name) {
             self.change_upper(way, parent, &upper, || {
@@ -294,11 +307,18 @@ impl Union {
         }
         let dir = self.dir_fd_on(node, way.from.id)?;
         let lower = self.dir_fd(node, &below)?;
-        let (from, to) = (Loc::dir(dir.clone()), Loc::dir(lower));
+        let stat = stat_fd(&dir)?;
+        let (from, to) = (Loc::dir(dir.clone()), Loc::dir(lower.clone()));
         self.drop_other_xattrs(&from, &to)?;
-        self.copy_metadata(&way.to, &way.from, &from, &to, &stat_fd(&dir)?)?;
+        self.copy_metadata(&way.to, &way.from, &from, &to, &stat)?;
         if opaque {
+            if self.shows_below(way, &dir, &lower)? {
+                return Ok(Outcome::Left(Reason::Changed));
+            }
             self.change_upper(way, node, &dir, || way.from.set_opaque(&dir))?;
+            if let Some(store) = &way.from.store {
+                store.forget_opaque(&stat)?;
+            }
             // It ends at its own branch again.
             let layers: SmallVec<[Layer; 2]> = node
                 .layers()
@@ -323,6 +343,19 @@ impl Union {
         self.restamp(parent, &mut above, way.from.id);
         self.restamp(parent, &mut above, way.to.id);
         Ok(Outcome::Moved(0))
+    }
+
+    /// Does the lower directory hold a name that the upper one does not decide? It was made there
+    /// meanwhile, and would be hidden.
+    fn shows_below(&self, way: &Way, upper: &OwnedFd, lower: &OwnedFd) -> Result<bool> {
+        let (above, below) = (
+            self.list_raw(&way.from, upper)?,
+            self.list_raw(&way.to, lower)?,
+        );
+        let decides = |name| {
+            above.entries.binary_search(name).is_ok() || above.whiteouts.binary_search(name).is_ok()
+        };
+        Ok(!below.entries.iter().all(decides))
     }
 
     /// The lower directory gets the attributes and the number of the upper one, which hides it.
