@@ -257,6 +257,27 @@ fn a_branch_in_use_is_refused_and_a_used_one_is_clean() {
 }
 
 #[test]
+fn a_renamed_directory_keeps_its_lower_parts_when_a_whiteout_beside_it_is_removed() {
+    if !is_root() {
+        return;
+    }
+    let mut f = Fixture::new();
+    f.put("lower/d/file", "lower");
+    f.put_dir("rw");
+    f.open(&["rw=rw", "lower=ro+wh"], "dirren");
+    f.rename("d", "renamed").unwrap();
+    f.close();
+    // A daemon that was killed when it was about to rename it again leaves this.
+    f.put("rw/.wh.renamed", "");
+    let (rw, lower) = (f.path("rw"), f.path("lower"));
+    let report = checked(&[&rw, &lower], true);
+    let want = (".wh.renamed".to_owned(), Problem::WhiteoutBesideEntry);
+    assert_eq!(problems(&report), [want]);
+    f.open(&["rw=rw", "lower=ro+wh"], "dirren");
+    assert_eq!(f.read("renamed/file"), "lower");
+}
+
+#[test]
 fn marks_without_effect_are_notes_where_the_branches_below_are_named() {
     let tmp = TempDir::new().unwrap();
     let (upper, lower) = (tmp.path().join("upper"), tmp.path().join("lower"));

@@ -52,7 +52,7 @@ impl Checker<'_> {
                     }
                 }
                 NameClass::Whiteout(hidden) => {
-                    self.check_whiteout(here, &name, hidden, kind, own_path)?;
+                    self.check_whiteout(here, &name, hidden, (kind, own_path), redirects)?;
                 }
                 NameClass::Opaque => self.check_opaque(here, &name, kind, own_path),
                 NameClass::Reserved => self.check_reserved(here, &name, kind)?,
@@ -184,8 +184,8 @@ impl Checker<'_> {
         here: &Here<'_>,
         mark: &Name,
         hidden: &[u8],
-        kind: Kind,
-        own_path: bool,
+        (kind, own_path): (Kind, bool),
+        redirects: &[Recorded],
     ) -> Result<()> {
         if kind != Kind::File {
             let remedy = self.aside();
@@ -196,13 +196,18 @@ impl Checker<'_> {
         }
         let entry = match stat_at(here.dir, hidden) {
             Ok(stat) if self.overlay() && stat.is_null_device() => return Ok(()),
-            Ok(stat) => stat.kind(),
+            Ok(stat) => stat,
             Err(Errno::NOENT) => {
                 self.check_idle_whiteout(here, mark, hidden, own_path);
                 return Ok(());
             }
             Err(err) => return Err(err),
         };
+        // Its lower parts are where the record says, whatever has its name below.
+        let redirected = redirects
+            .iter()
+            .any(|(real, btime, _)| (*real, *btime) == (entry.ino, entry.btime));
+        let entry = entry.kind();
         let format = self.branch.format;
         let path = here.join(mark);
         match self.request.prefer {
@@ -210,7 +215,12 @@ impl Checker<'_> {
                 path,
                 Problem::WhiteoutBesideEntry,
                 Remedy::RemoveWhiteout,
-                |_| marks::drop_whiteout(format, here.dir, mark, hidden, entry),
+                |_| {
+                    if redirected {
+                        return fix::unlink(here.dir, mark);
+                    }
+                    marks::drop_whiteout(format, here.dir, mark, hidden, entry)
+                },
             ),
             Prefer::Whiteout => {
                 let remedy = if entry == Kind::Dir && !self.branch.may_have_books() {
