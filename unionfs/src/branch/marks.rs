@@ -138,6 +138,17 @@ impl Branch {
         Ok(())
     }
 
+    /// The entry `name` is there, and its whiteout counts no more. One that cannot be removed changes
+    /// nothing of what is seen: the entry goes before it.
+    pub fn drop_whiteout_of_entry(&self, dir: impl AsFd, name: &[u8]) {
+        if let Err(err) = self.remove_whiteout(dir, name) {
+            log::warn!(
+                "{}: a needless whiteout was left: {err}",
+                self.path.display()
+            );
+        }
+    }
+
     /// Creates `mark` as a hard link of the base file, or as a file of its own (`nolwh`, a
     /// filesystem without links, a base at its link limit).
     fn link_base(&self, dir: impl AsFd, mark: &[u8]) -> Result<()> {

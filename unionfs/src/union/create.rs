@@ -559,8 +559,7 @@ fn link_to(
         link_as(name)?;
     }
     if hidden {
-        branch.remove_whiteout(dir, name)
-    } else {
-        Ok(())
+        branch.drop_whiteout_of_entry(dir, name);
     }
+    Ok(())
 }

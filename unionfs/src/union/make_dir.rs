@@ -86,7 +86,7 @@ impl Union {
             placed.set_times(Some(SetTime::At(stat.atime)), Some(SetTime::At(stat.mtime)))?;
         }
         if hidden {
-            branch.remove_whiteout(&dir, &home.name)?;
+            branch.drop_whiteout_of_entry(&dir, &home.name);
         }
         keep_times(&dir, &before);
         self.dir_fds.insert((node.id, target, copy.stat.ino), fd);

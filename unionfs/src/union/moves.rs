@@ -84,10 +84,15 @@ fn rename(branch: &Branch, m: &Move<'_>) -> Result<()> {
     if device_at_target && m.is_dir {
         // The device and the directory change places: that is the whiteout of the old name.
         rustix::fs::renameat_with(m.from, m.old, m.to, m.new, SysFlags::EXCHANGE)?;
-        if !m.whiteout {
-            rustix::fs::unlinkat(m.from, m.old, AtFlags::empty())?;
+        if !m.whiteout
+            && let Err(err) = rustix::fs::unlinkat(m.from, m.old, AtFlags::empty())
+        {
+            // It hides nothing there, and the rename is done.
+            let branch = branch.path.display();
+            log::warn!("{branch}: a needless whiteout was left: {err}");
         }
-        return branch.remove_whiteout(m.to, m.new);
+        branch.drop_whiteout_of_entry(m.to, m.new);
+        return Ok(());
     }
     let separate = branch.whiteout_is_separate(m.old);
     if m.whiteout && separate {
@@ -105,10 +110,9 @@ fn rename(branch: &Branch, m: &Move<'_>) -> Result<()> {
         return Err(err);
     }
     if m.hidden || m.over_dir {
-        branch.remove_whiteout(m.to, m.new)
-    } else {
-        Ok(())
+        branch.drop_whiteout_of_entry(m.to, m.new);
     }
+    Ok(())
 }
 
 /// RENAME_WHITEOUT leaves the device in the same step; where it may not, a whiteout file is made first.
