@@ -10,4 +10,5 @@ pub mod ops;
 pub mod reference;
 pub mod run;
 pub mod script;
+#[allow(dead_code, reason = "shared with other tests")]
 pub mod trace;
