@@ -2,10 +2,10 @@
 
 use super::ops::Data;
 use super::reference::{Body, Id};
-use super::run::{CALLER, Run, judge};
+use super::run::{Run, judge};
 use anyhow::{Result, ensure};
 use unionfs::errno::Errno;
-use unionfs::types::{Kind, SetAttr};
+use unionfs::types::{Kind, SetAttr, Writer};
 
 impl Run {
     pub fn write(&mut self, id: Id, data: Data) -> Result<()> {
@@ -14,7 +14,7 @@ impl Run {
         let bytes = vec![data.fill; data.len.into()];
         let union = self.union()?;
         union.open_node(node, libc::O_RDWR)?;
-        let written = union.write(node, data.offset.into(), &bytes, false)?;
+        let written = union.write(node, data.offset.into(), &bytes, Writer::Privileged)?;
         union.release(node);
         ensure!(written == bytes.len(), "short write");
         let file = self.model.node_mut(id);
@@ -61,7 +61,7 @@ impl Run {
     fn set_attr(&mut self, id: Id, set: &SetAttr) -> Result<()> {
         self.say(format_args!("set {id} {set:?}"));
         let node = self.node(id)?;
-        let attr = self.union()?.setattr(&CALLER, node, set, false)?;
+        let attr = self.union()?.setattr(node, set, Writer::Privileged)?;
         self.compare_attr(id, &attr)
     }
 

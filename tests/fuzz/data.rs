@@ -17,11 +17,11 @@ struct Aligned([u8; BLOCK]);
 
 impl Place {
     /// Carries out a line about data; `None` if it is about something else.
-    pub fn data(&mut self, line: &Line, user: usize) -> Result<Option<Answer<String>>> {
+    pub fn data(&mut self, line: &Line) -> Result<Option<Answer<String>>> {
         let mut args = line.args();
         let args = &mut args;
         Ok(Some(match line.verb() {
-            "open" => self.open(args, user)?,
+            "open" => self.open(args)?,
             "close" => {
                 let slot = self.slots.get_mut(args.slot()?).context("no such slot")?;
                 slot.take().map(|_| String::new()).ok_or(libc::EBADF)
@@ -61,16 +61,11 @@ impl Place {
                     Ok(n.to_string())
                 })
             }
-            verb => return self.on_slot(verb, args, user),
+            verb => return self.on_slot(verb, args),
         }))
     }
 
-    fn on_slot(
-        &mut self,
-        verb: &str,
-        args: &mut Args<'_>,
-        user: usize,
-    ) -> Result<Option<Answer<String>>> {
+    fn on_slot(&mut self, verb: &str, args: &mut Args<'_>) -> Result<Option<Answer<String>>> {
         const VERBS: &str = " pread pwrite read write ftruncate falloc fsync fdatasync syncfs \
              fchmod fchown futimens fstat seek flock lock getlock copyrange sendfile fls \
              fsetxattr fgetxattr flistxattr frmxattr mshared mprivate fcat ";
@@ -87,10 +82,8 @@ impl Place {
         if slot.special && !OF_ALL.contains(&format!(" {verb} ")) {
             return Ok(Some(Err(libc::EINVAL)));
         }
-        if (verb.ends_with("write") && slot.user != user)
-            || (direct && (verb == "read" || verb == "write"))
-        {
-            // See `passthrough-inherited` and `direct-alignment` in known.rs.
+        if direct && (verb == "read" || verb == "write") {
+            // See `direct-alignment` in known.rs.
             return Ok(Some(Err(libc::EINVAL)));
         }
         Ok(Some(match verb {
@@ -134,7 +127,7 @@ impl Place {
                 found.map(|kind| if ask { kind.to_string() } else { String::new() })
             }
             "copyrange" | "sendfile" | "mshared" | "mprivate" if direct => Err(libc::EINVAL),
-            "copyrange" | "sendfile" => self.copy(verb, (fd, user), args)?,
+            "copyrange" | "sendfile" => self.copy(verb, fd, args)?,
             "mshared" | "mprivate" => self.through_mapping(verb, fd, args)?,
             "fgetxattr" => {
                 let name = args.c_string()?;
@@ -183,7 +176,7 @@ impl Place {
         Ok(done.and_then(|_| self.describe(fd, c"", libc::AT_EMPTY_PATH)))
     }
 
-    fn open(&mut self, args: &mut Args<'_>, user: usize) -> Result<Answer<String>> {
+    fn open(&mut self, args: &mut Args<'_>) -> Result<Answer<String>> {
         let at = args.slot()?;
         let (dir, path) = self.path(args)?;
         let words = args.text()?;
@@ -205,7 +198,6 @@ impl Place {
                     fd,
                     direct,
                     special: info.is_ok_and(|i| is_special(&i)),
-                    user,
                 });
                 look
             }
@@ -248,12 +240,7 @@ impl Place {
     }
 
     /// `copyrange FROM OFFSET TO OFFSET LENGTH`, `sendfile FROM OFFSET TO LENGTH`.
-    fn copy(
-        &mut self,
-        verb: &str,
-        (from, user): (RawFd, usize),
-        args: &mut Args<'_>,
-    ) -> Result<Answer<String>> {
+    fn copy(&mut self, verb: &str, from: RawFd, args: &mut Args<'_>) -> Result<Answer<String>> {
         let from_at = args.number()?;
         let to = self.number(args)?;
         let to_at = if verb == "copyrange" {
@@ -267,7 +254,7 @@ impl Place {
             .iter()
             .flatten()
             .find(|s| to == Ok(s.fd.as_raw_fd()));
-        if direct.is_some_and(|s| s.direct || s.special || s.user != user) {
+        if direct.is_some_and(|s| s.direct || s.special) {
             return Ok(Err(libc::EINVAL));
         }
         if verb == "sendfile" && to == Ok(from) {

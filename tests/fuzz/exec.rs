@@ -51,8 +51,6 @@ pub struct Slot {
     pub direct: bool,
     /// Only regular files and directories have data that can be compared.
     pub special: bool,
-    /// Who opened it.
-    pub user: usize,
 }
 
 /// A directory that lines are carried out in, and what they have opened there.
@@ -95,7 +93,7 @@ impl Place {
             errno_of(sys::become_user(uid, gid, groups))?;
         }
         let done = self
-            .data(line, line.user())
+            .data(line)
             .transpose()
             .unwrap_or_else(|| self.names(line));
         if uid != 0 {

@@ -316,18 +316,7 @@ pub fn step(dice: &mut Dice, pool: &Pool, place: &Place) -> Line {
         60..70 => open(dice, pool),
         _ => on_slot(dice, pool, place),
     };
-    let mut user = dice.below(14);
-    let writes = ["write", "pwrite", "copyrange", "sendfile"];
-    if writes.contains(&line.verb()) {
-        // Who has opened it: see `passthrough-inherited` in known.rs.
-        let at = if line.verb().ends_with("write") { 1 } else { 3 };
-        let slot = line
-            .words
-            .get(at)
-            .and_then(|w| std::str::from_utf8(w).ok()?.parse().ok());
-        let slot = slot.and_then(|n: usize| place.slots.get(n)?.as_ref());
-        user = slot.map_or(0, |s| s.user);
-    }
+    let user = dice.below(14);
     if (1..4).contains(&user) && line.verb() != "umask" {
         let mut words = vec![b"as".to_vec(), user.to_string().into_bytes()];
         words.append(&mut line.words);

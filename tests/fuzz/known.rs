@@ -79,16 +79,6 @@ pub const KNOWN: &[Known] = &[
         reason: "data written through a shared mapping takes file capabilities away when the kernel hands it over: such files are not mapped for writing",
     },
     Known {
-        id: "passthrough-set-id",
-        whose: Whose::Union,
-        reason: "set-id bits and capabilities are not given to a file that another user may write to past the daemon (io=passthrough): ETXTBSY; the run ends",
-    },
-    Known {
-        id: "passthrough-inherited",
-        whose: Whose::Union,
-        reason: "a write by another user than the one who opened the file, past the daemon (io=passthrough), takes no set-id bits away: writes are made by who opened",
-    },
-    Known {
         id: "special-data",
         whose: Whose::Union,
         reason: "a written fifo gets no new time, on overlayfs neither: the data of fifos and devices is not compared",
@@ -102,11 +92,6 @@ pub const KNOWN: &[Known] = &[
         id: "overlayfs-no-acl",
         whose: Whose::Overlayfs,
         reason: "an ACL that is not there cannot be removed (ENODATA)",
-    },
-    Known {
-        id: "setgid-without-exec",
-        whose: Whose::Union,
-        reason: "setgid of a file that its group may not execute stays when a stranger writes, as it did before Linux 6.2; the run ends",
     },
     Known {
         id: "root-opaque",
@@ -136,7 +121,7 @@ pub const KNOWN: &[Known] = &[
     Known {
         id: "chown-of-nothing",
         whose: Whose::Union,
-        reason: "chown(2) with neither owner nor group takes set-id bits away only if the owner asks, and is no error for others: the kernel does not say what it is; it is not made",
+        reason: "chown(2) with neither owner nor group takes no set-id bits away for root, is no error for strangers, and takes the bits away for them only while somebody may be writing past the daemon (io=passthrough): the kernel does not say what it is; it is not made",
     },
     Known {
         id: "removed-directory-time",
@@ -152,11 +137,6 @@ pub const KNOWN: &[Known] = &[
         id: "long-directory-names",
         whose: Whose::Union,
         reason: "in the AUFS form a directory that takes a name of more than 251 bytes, of which the whiteout is a device, may be EXDEV; the run ends",
-    },
-    Known {
-        id: "passthrough-second-open",
-        whose: Whose::Union,
-        reason: "TO BE MENDED: a file that is open for writing past the daemon (io=passthrough) when its owner makes it set-id keeps the bits when a stranger opens and writes it then; the run ends",
     },
     Known {
         id: "fuse-collapse",
@@ -177,17 +157,8 @@ pub fn refused_by_fuse(line: &Line) -> bool {
 pub fn excuse(line: &Line, whose: Whose, want: &Outcome, got: &Outcome) -> Option<&'static str> {
     match whose {
         Whose::Union => match (line.verb(), &got.answer) {
-            ("chmod" | "fchmod" | "setxattr" | "fsetxattr", Err(libc::ETXTBSY)) => {
-                Some("passthrough-set-id")
-            }
             ("rename", Err(libc::EXDEV)) if want.answer.is_ok() && line.has_long_name() => {
                 Some("long-directory-names")
-            }
-            (_, Ok(new)) if bits_stay(want, new, |bits| bits & 0o2010 == 0o2000) => {
-                Some("setgid-without-exec")
-            }
-            ("put" | "write" | "pwrite", Ok(new)) if bits_stay(want, new, |_| true) => {
-                Some("passthrough-second-open")
             }
             (_, Ok(new)) if want.dir_links == [0] && only_time_differs(want, new) => {
                 Some("removed-directory-time")
@@ -225,20 +196,6 @@ fn overlayfs(line: &Line, want: &Outcome, got: &Outcome) -> Option<&'static str>
     }
 }
 
-/// Is the only difference that set-id bits of a mode are left, one of which this is said?
-fn bits_stay(want: &Outcome, got: &str, of: impl Fn(u32) -> bool) -> bool {
-    let Ok(want) = &want.answer else {
-        return false;
-    };
-    let octal = |word: &str| u32::from_str_radix(word, 8).ok();
-    let (want, got): (Vec<_>, Vec<_>) = (want.split(' ').collect(), got.split(' ').collect());
-    let alike = |(want, got): (&&str, &&str)| {
-        let left = |want: u32, got: u32| of(got) && got & !0o6000 == want & !0o6000 && got > want;
-        want == got || matches!((octal(want), octal(got)), (Some(w), Some(g)) if left(w, g))
-    };
-    want.len() == got.len() && want.iter().zip(&got).all(alike)
-}
-
 /// Is the only difference that a time, at the end, is new?
 fn only_time_differs(want: &Outcome, new: &str) -> bool {
     let Ok(old) = &want.answer else {
@@ -270,13 +227,7 @@ fn without_devices(more: &str, fewer: &str) -> bool {
 pub fn parts_trees(id: &str) -> bool {
     matches!(
         id,
-        "overlayfs-rename"
-            | "overlayfs-rmdir"
-            | "passthrough-set-id"
-            | "long-directory-names"
-            | "setgid-without-exec"
-            | "passthrough-second-open"
-            | "overlayfs-holes"
+        "overlayfs-rename" | "overlayfs-rmdir" | "long-directory-names" | "overlayfs-holes"
     )
 }
 

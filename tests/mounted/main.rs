@@ -10,5 +10,6 @@ mod listing;
 mod open_files;
 mod overlayfs_formats;
 mod permissions;
+mod set_id;
 mod udba;
 mod users;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use unionfs::errno::{Errno, Result};
 use unionfs::spec::MountSpec;
-use unionfs::types::{Attr, Caller, Lookup, NodeId, RenameFlags, SetAttr};
+use unionfs::types::{Attr, Caller, Lookup, NodeId, RenameFlags, SetAttr, Writer};
 use unionfs::union::Union;
 
 /// Who asks, where it does not matter.
@@ -190,8 +190,9 @@ impl Fixture {
             size: Some(0),
             ..SetAttr::default()
         };
-        self.union().setattr(&self.caller, node, &size, false)?;
-        self.union().write(node, 0, data.as_bytes(), false)?;
+        self.union().setattr(node, &size, Writer::Privileged)?;
+        self.union()
+            .write(node, 0, data.as_bytes(), Writer::Privileged)?;
         Ok(())
     }
 
@@ -206,7 +207,8 @@ impl Fixture {
             .union()
             .create(&self.caller, dir, name, 0o644, 0o022, libc::O_RDWR)?;
         let node = self.hold(made.0.attr.ino);
-        self.union().write(node, 0, data.as_bytes(), false)?;
+        self.union()
+            .write(node, 0, data.as_bytes(), Writer::Privileged)?;
         self.union().release(node);
         Ok(node)
     }
@@ -240,7 +242,7 @@ impl Fixture {
             ..SetAttr::default()
         };
         self.union()
-            .setattr(&self.caller, self.find(path)?, &set, false)
+            .setattr(self.find(path)?, &set, Writer::Privileged)
     }
 
     /// Names of a directory, sorted, with the numbers that the listing tells.

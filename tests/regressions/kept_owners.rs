@@ -4,7 +4,7 @@ use crate::fixture::{Fixture, is_root};
 use rustix::fs::{XattrFlags, lgetxattr, lsetxattr, makedev};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use unionfs::errno::Errno;
-use unionfs::types::{Caller, Kind, SetAttr};
+use unionfs::types::{Caller, Kind, SetAttr, Writer};
 
 const KEPT: &str = "user.containers.override_stat";
 
@@ -63,7 +63,7 @@ fn what_is_made_and_changed_keeps_its_owner_in_an_attribute() {
         ..SetAttr::default()
     };
     f.union()
-        .setattr(&user, f.node("/d/file"), &set, false)
+        .setattr(f.node("/d/file"), &set, Writer::Privileged)
         .unwrap();
     for remounted in [false, true] {
         if remounted {
@@ -87,7 +87,9 @@ fn what_is_made_and_changed_keeps_its_owner_in_an_attribute() {
     assert!(!real("up/null").file_type().is_char_device());
     // Writing by others takes setuid away.
     let file = f.node("/d/file");
-    f.union().write(file, 0, b"x", true).unwrap();
+    f.union()
+        .write(file, 0, b"x", Writer::Ordinary(&|_| false))
+        .unwrap();
     assert_eq!(f.attr("/d/file").mode & 0o7777, 0o711);
     // It is the union's own.
     assert_eq!(

@@ -2,7 +2,7 @@
 
 use super::fixture::Fixture;
 use std::sync::atomic::{AtomicBool, Ordering};
-use unionfs::types::NodeId;
+use unionfs::types::{NodeId, Writer};
 
 fn open(t: &Fixture, path: &str) -> NodeId {
     let node = t.node(path);
@@ -138,7 +138,9 @@ fn no_write_is_lost_while_a_file_moves() {
             });
             while !done.load(Ordering::Relaxed) || written == 0 {
                 let at = written * 997 % SIZE;
-                union.write(node, at as u64, b"W", false).unwrap();
+                union
+                    .write(node, at as u64, b"W", Writer::Privileged)
+                    .unwrap();
                 written += 1;
             }
         });

@@ -188,7 +188,8 @@ fn a_write_that_runs_while_its_file_is_brought_up_is_not_lost() {
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
             for at in 0..4096u64 {
-                core.write(node, at * 256, b"y", false).unwrap();
+                core.write(node, at * 256, b"y", unionfs::types::Writer::Privileged)
+                    .unwrap();
             }
         });
         let root = unionfs::types::NodeId::ROOT;

@@ -5,7 +5,7 @@ use rustix::fs::{Gid, Uid};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use unionfs::errno::Errno;
-use unionfs::types::Caller;
+use unionfs::types::{Caller, Writer};
 
 /// nobody
 const USER: u32 = 65534;
@@ -101,7 +101,7 @@ fn a_user_writes_a_file_that_cannot_be_read() {
         t.open(&["c=rw"], "udba=none");
         let node = t.node("x");
         t.union().open_node(node, libc::O_WRONLY).unwrap();
-        t.union().write(node, 0, b"S", false).unwrap();
+        t.union().write(node, 0, b"S", Writer::Privileged).unwrap();
         t.write_node(node, "written").unwrap();
         t.chmod("x", 0o600).unwrap();
         // The descriptor at hand cannot read.

@@ -161,6 +161,28 @@ pub struct Caller {
     pub pid: u32,
 }
 
+/// Who changes the data of a file, as far as set-id bits are concerned.
+#[derive(Clone, Copy)]
+pub enum Writer<'a> {
+    /// With CAP_FSETID: they stay.
+    Privileged,
+    /// Anybody else. Is he in this group (an id of the branch)? Then setgid stays on a file that its
+    /// group may not execute.
+    Ordinary(&'a dyn Fn(u32) -> bool),
+}
+
+impl Writer<'_> {
+    /// What a write makes of the mode of a file: `setattr_should_drop_suidgid` in Linux.
+    pub fn leaves(self, mode: u32, group: u32) -> u32 {
+        let Self::Ordinary(is_member) = self else {
+            return mode;
+        };
+        let setgid = mode & libc::S_ISGID;
+        let drop = setgid != 0 && (mode & libc::S_IXGRP != 0 || !is_member(group));
+        mode & !(libc::S_ISUID | if drop { setgid } else { 0 })
+    }
+}
+
 /// Who may use one instance of a directory.
 #[derive(Clone, Debug)]
 pub struct DirPermission {

@@ -12,7 +12,6 @@ use crate::stats::{Op, Stats};
 use crate::types::{Attr, Caller, Entry, Lifetimes, NodeId, Opened};
 use crate::union::Union;
 use fuser::{BackingId, FileAttr, FopenFlags, Generation, ReplyData, Request};
-use parking_lot::RwLock;
 use std::any::Any;
 use std::cell::RefCell;
 use std::io;
@@ -20,11 +19,6 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
-
-/// Mode bits that a write by an ordinary user takes away.
-pub(super) const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
-/// The xattr of file capabilities, which such a write takes away, too.
-pub(super) const CAPABILITIES: &[u8] = b"security.capability";
 
 /// Translates requests into calls of the union. One per mount, shared by the worker threads.
 pub(super) struct Adapter {
@@ -36,11 +30,8 @@ pub(super) struct Adapter {
     pub(super) ioctl: Option<IoctlHook>,
     stats: Arc<Stats>,
     /// Kept in passthrough mounts only.
-    opens: Arc<LiveOpens<BackingId>>,
+    pub(super) opens: Arc<LiveOpens<BackingId>>,
     pub(super) listings: Listings,
-    /// Held for writing while a file gets privileges, for reading while it is found to have none
-    /// and opened. Taken before every other lock.
-    privileges: RwLock<()>,
 }
 
 thread_local! {
@@ -67,7 +58,6 @@ impl Adapter {
             stats: Arc::clone(&config.stats),
             opens,
             listings: Listings::default(),
-            privileges: RwLock::new(()),
         }
     }
 
@@ -178,7 +168,6 @@ impl Adapter {
     /// id of a descriptor.
     pub(super) fn grant(
         &self,
-        caller: &Caller,
         node: NodeId,
         (opened, flags): (Opened, i32),
         register: impl FnOnce(&OwnedFd) -> io::Result<BackingId>,
@@ -186,53 +175,18 @@ impl Adapter {
         if self.plan.data != DataPath::Passthrough {
             return Grant::Cached;
         }
-        let _no_change = self.privileges.read();
-        let eligible = opened.passthrough && !self.holds_privileges(node);
-        let writer = (flags & libc::O_ACCMODE != libc::O_RDONLY).then_some(caller.uid);
         self.union.while_it_stays(node, || {
-            self.opens.open(node.0, eligible, writer, || {
-                register(&*self.union.passthrough_fd(node)?)
-            })
+            self.opens
+                .open(node.0, opened.passthrough, writes(flags), || {
+                    register(&*self.union.passthrough_fd(node)?)
+                })
         })
     }
 
-    /// Has the file bits or capabilities that a write must take away? The kernel leaves that to
-    /// the server (HANDLE_KILLPRIV_V2), which sees no write of a passthrough open. Unknown = yes.
-    fn holds_privileges(&self, node: NodeId) -> bool {
-        self.union
-            .getattr(node)
-            .map_or(true, |attr| attr.mode & SET_ID != 0)
-            || !matches!(
-                self.union.getxattr(node, CAPABILITIES),
-                Err(Errno::NODATA | Errno::OPNOTSUPP)
-            )
-    }
-
-    /// Runs `change`, which gives set-id bits or file capabilities to a file, unless a stranger may
-    /// write to it unseen: elsewhere that write would take them away.
-    ///
-    /// # Errors
-    /// ETXTBSY then, as for executing a file that is open for writing.
-    pub(super) fn give_privileges<T>(
-        &self,
-        caller: &Caller,
-        node: NodeId,
-        change: impl FnOnce() -> Result<T>,
-    ) -> Result<T> {
-        if self.plan.data != DataPath::Passthrough {
-            return change();
-        }
-        let _no_opens = self.privileges.write();
-        if self.opens.strange_writer(node.0, caller.uid) {
-            return Err(Errno::TXTBSY);
-        }
-        change()
-    }
-
-    /// Ends an answered open of a file.
-    pub(super) fn close(&self, node: NodeId) {
+    /// Ends an answered open of a file, `flags` as in open(2).
+    pub(super) fn close(&self, node: NodeId, flags: i32) {
         if self.plan.data == DataPath::Passthrough {
-            self.opens.close(node.0);
+            self.opens.close(node.0, writes(flags));
         }
         self.union.release(node);
     }
@@ -264,6 +218,11 @@ impl Adapter {
             })
         });
     }
+}
+
+/// May a file that is open like this be written to?
+fn writes(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY
 }
 
 /// Who asks, in ids of the mount.

@@ -3,7 +3,7 @@
 //! File handles are not used: data is reached by node, so that zero-message opens (where the
 //! kernel invents the handle) and answered ones are the same to the union.
 
-use super::adapter::{Adapter, CAPABILITIES, Reply, SET_ID, asker};
+use super::adapter::{Adapter, Reply, asker};
 use super::caps;
 use super::convert::{decode_dev, errno, file_type, set_time};
 use super::opens::Grant;
@@ -91,7 +91,6 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let caller = self.caller(request);
         let set = SetAttr {
             mode: mode.map(|mode| mode & 0o7777),
             uid,
@@ -100,21 +99,10 @@ impl Filesystem for Adapter {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
         };
-        // The kernel's own flag for this (FATTR_KILL_SUIDGID) does not get through fuser 0.18:
-        // every truncation by an ordinary user counts as one that drops privileges.
-        let kill_priv = (size.is_some() || set.is_empty()) && caller.uid != 0;
         self.answer(
             Op::Setattr,
             reply,
-            || {
-                let set = self.ids.set_attr(set)?;
-                let change = || self.union.setattr(&caller, node(ino), &set, kill_priv);
-                if set.mode.is_some_and(|mode| mode & SET_ID != 0) {
-                    self.give_privileges(&caller, node(ino), change)
-                } else {
-                    change()
-                }
-            },
+            || self.set_attr(request, node(ino), set),
             |reply, attr| self.send_changed_attr(reply, &attr),
         );
     }
@@ -249,7 +237,7 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if self.zero_message() {
             // Remembered by the kernel for the whole connection: there is no second OPEN.
             return reply.fail(Errno::NOSYS);
@@ -260,12 +248,7 @@ impl Filesystem for Adapter {
             || self.union.open_node(node(ino), flags.0),
             |reply, opened| {
                 let register = |fd: &OwnedFd| reply.open_backing(fd);
-                match self.grant(
-                    &self.caller(request),
-                    node(ino),
-                    (opened, flags.0),
-                    register,
-                ) {
+                match self.grant(node(ino), (opened, flags.0), register) {
                     Grant::Cached => reply.opened(NO_HANDLE, self.open_flags(opened)),
                     Grant::Passthrough(backing) => {
                         reply.opened_passthrough(NO_HANDLE, FopenFlags::empty(), &backing);
@@ -302,7 +285,7 @@ impl Filesystem for Adapter {
             let generation = Generation(entry.generation);
             let lifetime = self.shorter_lifetime(self.entry_lifetime(node(parent)), &entry.attr);
             let register = |fd: &OwnedFd| reply.open_backing(fd);
-            match self.grant(&caller, entry.attr.ino, (opened, flags), register) {
+            match self.grant(entry.attr.ino, (opened, flags), register) {
                 Grant::Cached => {
                     reply.created(
                         &lifetime,
@@ -338,7 +321,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -348,11 +331,16 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let kill_priv = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let ordinary = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let work = || {
+            self.as_writer(request, ordinary, |writer| {
+                self.union.write(node(ino), offset, data, writer)
+            })
+        };
         self.answer(
             Op::Write,
             reply,
-            || self.union.write(node(ino), offset, data, kill_priv),
+            work,
             // A request holds at most 16 MiB.
             |reply, count| reply.written(count as u32),
         );
@@ -375,7 +363,7 @@ impl Filesystem for Adapter {
         _request: &Request,
         ino: INodeNo,
         _fh: FileHandle,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
@@ -383,7 +371,7 @@ impl Filesystem for Adapter {
         let work = || {
             // Before the first OPEN a RELEASE may come for a created file: it holds nothing.
             if !self.zero_message() {
-                self.close(node(ino));
+                self.close(node(ino), flags.0);
             }
             Ok(())
         };
@@ -417,9 +405,10 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let work = || {
-            let kill_priv = self.caller(request).uid != 0;
-            self.union
-                .fallocate(node(ino), offset, length, mode, kill_priv)
+            self.as_writer(request, request.uid() != 0, |writer| {
+                self.union
+                    .fallocate(node(ino), offset, length, mode, writer)
+            })
         };
         self.answer(Op::Fallocate, reply, work, |reply, ()| reply.ok());
     }
@@ -458,12 +447,11 @@ impl Filesystem for Adapter {
             if !flags.is_empty() {
                 return Err(Errno::INVAL);
             }
-            self.union.copy_file_range(
-                (node(ino_in), offset_in),
-                (node(ino_out), offset_out),
-                len.min(MAX_COPY),
-                self.caller(request).uid != 0,
-            )
+            let (from, to) = ((node(ino_in), offset_in), (node(ino_out), offset_out));
+            self.as_writer(request, request.uid() != 0, |writer| {
+                self.union
+                    .copy_file_range(from, to, len.min(MAX_COPY), writer)
+            })
         };
         // At most MAX_COPY, which fits.
         self.answer(Op::CopyFileRange, reply, work, |reply, count| {
@@ -609,7 +597,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        request: &Request,
+        _request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -618,14 +606,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let name = name.as_bytes();
-        let work = || {
-            let change = || self.set_xattr(node(ino), name, value, flags);
-            if name == CAPABILITIES {
-                self.give_privileges(&self.caller(request), node(ino), change)
-            } else {
-                change()
-            }
-        };
+        let work = || self.set_xattr(node(ino), name, value, flags);
         self.answer(Op::Setxattr, reply, work, |reply, ()| reply.ok());
     }
 

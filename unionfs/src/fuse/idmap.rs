@@ -86,7 +86,7 @@ impl IdMaps {
     }
 
     /// A gid of the branches as users of the mount see it.
-    fn wire_gid(&self, id: u32) -> u32 {
+    pub(super) fn wire_gid(&self, id: u32) -> u32 {
         self.squash_gid.unwrap_or_else(|| to_wire(&self.gid, id))
     }
 

@@ -22,6 +22,7 @@ mod opens;
 mod permission;
 pub mod plan;
 pub mod session;
+mod writer;
 mod xattr;
 
 pub use mount::{

@@ -3,14 +3,9 @@
 //! The kernel's rules (fs/fuse/iomode.c): while a node has passthrough opens, each further open
 //! must be one too, with the same backing id; while it has page cache opens, none may be. A breach
 //! reaches the application as EIO. So the first open of a node decides for all that overlap it.
-//!
-//! Writes of passthrough opens are not seen here, so nobody takes set-id bits away from a file that
-//! a stranger writes to. Files that have them are not eligible, and a file must not get them while
-//! a stranger could write: [`LiveOpens::strange_writer`].
 
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
-use smallvec::SmallVec;
 use std::collections::hash_map::Entry;
 use std::io;
 use std::sync::Arc;
@@ -39,8 +34,8 @@ struct Live<B> {
     count: usize,
     /// `None` = page cache.
     backing: Option<Arc<B>>,
-    /// Ordinary users who opened it for writing since it was first opened.
-    writers: SmallVec<[u32; 2]>,
+    /// How many of them may write.
+    writers: usize,
 }
 
 impl<B> Default for LiveOpens<B> {
@@ -54,12 +49,12 @@ impl<B> Default for LiveOpens<B> {
 
 impl<B> LiveOpens<B> {
     /// Counts an open of `node`. `eligible`: its data lies in the writable branch; `register` makes
-    /// the backing id then. `writer`: the user, if it is open for writing.
+    /// the backing id then. `writes`: it is open for writing.
     pub(super) fn open(
         &self,
         node: u64,
         eligible: bool,
-        writer: Option<u32>,
+        writes: bool,
         register: impl FnOnce() -> io::Result<B>,
     ) -> Grant<B> {
         let mut nodes = self.nodes.lock();
@@ -75,14 +70,12 @@ impl<B> LiveOpens<B> {
                 vacant.insert(Live {
                     count: 0,
                     backing,
-                    writers: SmallVec::new(),
+                    writers: 0,
                 })
             }
         };
         live.count += 1;
-        if let Some(uid) = writer.filter(|uid| *uid != 0 && !live.writers.contains(uid)) {
-            live.writers.push(uid);
-        }
+        live.writers += usize::from(writes);
         live.backing
             .clone()
             .map_or(Grant::Cached, Grant::Passthrough)
@@ -103,12 +96,12 @@ impl<B> LiveOpens<B> {
         }
     }
 
-    /// May an ordinary user other than `uid` be writing to `node` behind our back?
-    pub(super) fn strange_writer(&self, node: u64, uid: u32) -> bool {
+    /// May somebody be writing to `node` behind our back?
+    pub(super) fn is_written_past(&self, node: u64) -> bool {
         let nodes = self.nodes.lock();
-        nodes.get(&node).is_some_and(|live| {
-            live.backing.is_some() && live.writers.iter().any(|writer| *writer != uid)
-        })
+        nodes
+            .get(&node)
+            .is_some_and(|live| live.backing.is_some() && live.writers > 0)
     }
 
     /// Does the kernel read and write this node by itself?
@@ -117,13 +110,14 @@ impl<B> LiveOpens<B> {
         nodes.get(&node).is_some_and(|live| live.backing.is_some())
     }
 
-    /// Counts a close of `node`.
-    pub(super) fn close(&self, node: u64) {
+    /// Counts a close of `node`, `writes` as it was opened.
+    pub(super) fn close(&self, node: u64, writes: bool) {
         let mut nodes = self.nodes.lock();
         let Entry::Occupied(mut live) = nodes.entry(node) else {
             return;
         };
         live.get_mut().count -= 1;
+        live.get_mut().writers -= usize::from(writes && live.get().writers > 0);
         let last = (live.get().count == 0).then(|| live.remove());
         // The id is freed by a system call: not under the lock.
         drop(nodes);
@@ -145,45 +139,44 @@ mod tests {
     #[test]
     fn one_backing_id_while_any_open_lives() {
         let opens = LiveOpens::default();
-        assert_eq!(passthrough(&opens.open(5, true, None, || Ok(1))), Some(1));
-        assert_eq!(passthrough(&opens.open(5, true, None, || Ok(2))), Some(1));
-        opens.close(5);
-        assert_eq!(passthrough(&opens.open(5, false, None, || Ok(3))), Some(1));
-        opens.close(5);
-        opens.close(5);
-        assert_eq!(passthrough(&opens.open(5, true, None, || Ok(4))), Some(4));
+        assert_eq!(passthrough(&opens.open(5, true, false, || Ok(1))), Some(1));
+        assert_eq!(passthrough(&opens.open(5, true, false, || Ok(2))), Some(1));
+        opens.close(5, false);
+        assert_eq!(passthrough(&opens.open(5, false, false, || Ok(3))), Some(1));
+        opens.close(5, false);
+        opens.close(5, false);
+        assert_eq!(passthrough(&opens.open(5, true, false, || Ok(4))), Some(4));
     }
 
     #[test]
     fn cached_opens_keep_passthrough_away() {
         let opens = LiveOpens::default();
-        assert_eq!(passthrough(&opens.open(5, false, None, || Ok(1))), None);
-        assert_eq!(passthrough(&opens.open(5, true, None, || Ok(1))), None);
-        opens.close(5);
-        opens.close(5);
-        assert_eq!(passthrough(&opens.open(5, true, None, || Ok(1))), Some(1));
+        assert_eq!(passthrough(&opens.open(5, false, false, || Ok(1))), None);
+        assert_eq!(passthrough(&opens.open(5, true, false, || Ok(1))), None);
+        opens.close(5, false);
+        opens.close(5, false);
+        assert_eq!(passthrough(&opens.open(5, true, false, || Ok(1))), Some(1));
     }
 
     #[test]
     fn a_refusal_is_final_and_stray_closes_are_harmless() {
         let opens = LiveOpens::default();
-        opens.close(9);
+        opens.close(9, false);
         let refuse = || Err(io::Error::from(io::ErrorKind::PermissionDenied));
-        assert_eq!(passthrough(&opens.open(5, true, None, refuse)), None);
-        assert_eq!(passthrough(&opens.open(6, true, None, || Ok(1))), None);
+        assert_eq!(passthrough(&opens.open(5, true, false, refuse)), None);
+        assert_eq!(passthrough(&opens.open(6, true, false, || Ok(1))), None);
     }
 
     #[test]
-    fn strange_writers_are_ordinary_users_with_a_passthrough_open() {
+    fn who_may_write_past_us_is_counted() {
         let opens = LiveOpens::default();
-        opens.open(5, true, Some(0), || Ok(1));
-        opens.open(5, true, Some(1000), || Ok(1));
-        assert!(opens.strange_writer(5, 0));
-        assert!(!opens.strange_writer(5, 1000));
-        opens.close(5);
-        opens.close(5);
-        assert!(!opens.strange_writer(5, 0));
-        opens.open(6, false, Some(1000), || Ok(1));
-        assert!(!opens.strange_writer(6, 0));
+        opens.open(5, true, false, || Ok(1));
+        assert!(!opens.is_written_past(5));
+        opens.open(5, true, true, || Ok(1));
+        assert!(opens.is_written_past(5));
+        opens.close(5, true);
+        assert!(!opens.is_written_past(5));
+        opens.open(6, false, true, || Ok(1));
+        assert!(!opens.is_written_past(6));
     }
 }

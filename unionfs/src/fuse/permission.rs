@@ -27,12 +27,7 @@ impl Adapter {
         if request.uid() == 0 || !self.union.guarded(dir) {
             return Ok(());
         }
-        let who = Who {
-            uid: request.uid(),
-            gid: request.gid(),
-            pid: request.pid(),
-            more: OnceCell::new(),
-        };
+        let who = Who::of(request);
         let denied = |rule| !who.may(wanted, &self.ids.permission(rule));
         let rules = self.union.lower_permissions(dir)?;
         if rules.into_iter().any(denied) && !who.more().searches_all() {
@@ -110,7 +105,7 @@ impl Adapter {
 }
 
 /// Who asks. What the request does not tell is looked up when it matters.
-struct Who {
+pub(super) struct Who {
     uid: u32,
     gid: u32,
     pid: u32,
@@ -118,13 +113,23 @@ struct Who {
 }
 
 impl Who {
-    fn more(&self) -> &Credentials {
+    /// Who sent a request.
+    pub(super) fn of(request: &Request) -> Self {
+        Self {
+            uid: request.uid(),
+            gid: request.gid(),
+            pid: request.pid(),
+            more: OnceCell::new(),
+        }
+    }
+
+    pub(super) fn more(&self) -> &Credentials {
         // Whoever cannot be seen has no other groups and no capabilities.
         self.more
             .get_or_init(|| procs::credentials(self.pid).unwrap_or_default())
     }
 
-    fn is_in(&self, group: u32) -> bool {
+    pub(super) fn is_in(&self, group: u32) -> bool {
         self.gid == group || self.more().groups.contains(&group)
     }
 

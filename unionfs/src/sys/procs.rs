@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 
 /// CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: either lets a process search and read any directory.
 const SEARCH_ANY: u64 = 1 << 1 | 1 << 2;
+/// CAP_FSETID: writes and changes of group leave set-id bits.
+const KEEP_SET_ID: u64 = 1 << 4;
 
 /// Credentials that a FUSE request does not carry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,7 +36,7 @@ pub fn proc_dir() -> Result<BorrowedFd<'static>> {
 pub fn credentials(pid: u32) -> Option<Credentials> {
     let mut found = parse(&String::from_utf8_lossy(&read(pid, "status")?));
     // Capabilities of another user namespace are none over files of this one.
-    if found.capabilities & SEARCH_ANY != 0 && !shares_user_namespace(pid) {
+    if found.capabilities & (SEARCH_ANY | KEEP_SET_ID) != 0 && !shares_user_namespace(pid) {
         found.capabilities = 0;
     }
     Some(found)
@@ -113,6 +115,11 @@ impl Credentials {
     /// May it search and read every directory?
     pub fn searches_all(&self) -> bool {
         self.capabilities & SEARCH_ANY != 0
+    }
+
+    /// May it leave set-id bits on what it changes?
+    pub fn keeps_set_id(&self) -> bool {
+        self.capabilities & KEEP_SET_ID != 0
     }
 }
 

@@ -1,7 +1,6 @@
 //! GETATTR, SETATTR, READLINK, STATFS.
 
 use super::Union;
-use super::data::without_set_id;
 use super::namespace::Need;
 use crate::errno::{Errno, Result};
 use crate::node::Node;
@@ -90,58 +89,62 @@ impl Union {
         self.with_place(&node, |_, loc| loc.readlink())
     }
 
-    /// SETATTR. Truncation by a caller without CAP_FSETID drops setuid, setgid and capabilities:
-    /// `kill_priv`. So does a request of nothing at all by the owner of a file: it is chown(2) with no
-    /// new owner, or a write that the kernel makes itself. (By a stranger it may be the former,
-    /// which is not allowed.)
-    pub fn setattr(
-        &self,
-        caller: &Caller,
-        node: NodeId,
-        set: &SetAttr,
-        kill_priv: bool,
-    ) -> Result<Attr> {
+    /// SETATTR. `writer` is who truncates.
+    pub fn setattr(&self, node: NodeId, set: &SetAttr, writer: Writer<'_>) -> Result<Attr> {
         let node = self.node(node)?;
         if let Some(size) = set.size {
             // What it becomes longer by is a hole, which needs no room.
-            self.with_room(&node, 0, || self.truncate(&node, size, kill_priv))?;
+            self.with_room(&node, 0, || self.truncate(&node, size, writer))?;
         }
         let _stays = node.change.read();
-        if set.is_empty() && kill_priv && node.kind != Kind::Dir {
-            let attr = self.attr_of(&node)?;
-            let mode = attr.mode & 0o7777;
-            let kept = without_set_id(mode);
-            if kept != mode && attr.uid == caller.uid {
-                self.make_writable(&node)?;
-                self.with_place(&node, |_, loc| loc.chmod(kept))?;
-            }
-        }
         if set.is_metadata() {
-            self.make_writable(&node)?;
-            self.with_place(&node, |branch, loc| {
-                if let Some(owners) = branch.owners {
-                    if set.uid.is_some() || set.gid.is_some() || set.mode.is_some() {
-                        Self::set_owner(owners, loc, set)?;
-                    }
-                    if set.atime.is_some() || set.mtime.is_some() {
-                        loc.set_times(set.atime, set.mtime)?;
-                    }
-                    return Ok(());
-                }
-                // Ownership first: it clears setuid and setgid, which the mode may set again.
-                if set.uid.is_some() || set.gid.is_some() {
-                    loc.chown(set.uid, set.gid)?;
-                }
-                if let Some(mode) = set.mode {
-                    loc.chmod(mode)?;
+            self.set_metadata(&node, set)?;
+        }
+        self.attr_of(&node)
+    }
+
+    /// What a write by `writer` does besides writing: takes set-id bits away.
+    pub fn drop_set_id(&self, node: NodeId, writer: Writer<'_>) -> Result<Attr> {
+        let node = self.node(node)?;
+        let _stays = node.change.read();
+        let attr = self.attr_of(&node)?;
+        let mode = writer.leaves(attr.mode, attr.gid);
+        if node.kind == Kind::Dir || mode == attr.mode {
+            return Ok(attr);
+        }
+        let set = SetAttr {
+            mode: Some(mode & 0o7777),
+            ..SetAttr::default()
+        };
+        self.set_metadata(&node, &set)?;
+        self.attr_of(&node)
+    }
+
+    /// The caller holds the node's `change`.
+    fn set_metadata(&self, node: &Arc<Node>, set: &SetAttr) -> Result<()> {
+        self.make_writable(node)?;
+        self.with_place(node, |branch, loc| {
+            if let Some(owners) = branch.owners {
+                if set.uid.is_some() || set.gid.is_some() || set.mode.is_some() {
+                    Self::set_owner(owners, loc, set)?;
                 }
                 if set.atime.is_some() || set.mtime.is_some() {
                     loc.set_times(set.atime, set.mtime)?;
                 }
-                Ok(())
-            })?;
-        }
-        self.attr_of(&node)
+                return Ok(());
+            }
+            // Ownership first: it clears setuid and setgid, which the mode may set again.
+            if set.uid.is_some() || set.gid.is_some() {
+                loc.chown(set.uid, set.gid)?;
+            }
+            if let Some(mode) = set.mode {
+                loc.chmod(mode)?;
+            }
+            if set.atime.is_some() || set.mtime.is_some() {
+                loc.set_times(set.atime, set.mtime)?;
+            }
+            Ok(())
+        })
     }
 
     /// STATFS: of the topmost branch, or (`sum`) of all, each filesystem once.

@@ -24,15 +24,18 @@ impl Union {
         }
     }
 
-    /// WRITE. Copies up first if needed. `kill_priv`: the writer may not keep setuid, setgid and
-    /// capabilities.
-    pub fn write(&self, node: NodeId, offset: u64, data: &[u8], kill_priv: bool) -> Result<usize> {
+    /// WRITE. Copies up first if needed. On `writer` depends what set-id bits are left.
+    pub fn write(
+        &self,
+        node: NodeId,
+        offset: u64,
+        data: &[u8],
+        writer: Writer<'_>,
+    ) -> Result<usize> {
         let node = self.node(node)?;
         self.with_room(&node, data.len() as u64, || {
             let fd = self.writable_fd(&node)?;
-            if kill_priv {
-                drop_privileges(&*self.branch(node.inode().0)?, &fd)?;
-            }
+            drop_set_id(&*self.branch(node.inode().0)?, &fd, writer)?;
             match write_all(&*fd, data, offset) {
                 Err(Errno::BADF) => {
                     write_all(&*self.reopened(&node, OFlags::WRONLY)?, data, offset)
@@ -50,7 +53,7 @@ impl Union {
 
     /// Changes the length. Of a lower file no more is copied than what is kept. The caller holds the
     /// node's `change`.
-    pub(super) fn truncate(&self, node: &Arc<Node>, size: u64, kill_priv: bool) -> Result<()> {
+    pub(super) fn truncate(&self, node: &Arc<Node>, size: u64, writer: Writer<'_>) -> Result<()> {
         if node.kind != Kind::File {
             return Err(if node.kind == Kind::Dir {
                 Errno::ISDIR
@@ -60,9 +63,7 @@ impl Union {
         }
         self.copy_up(node, Some(size))?;
         let fd = self.data_fd(node)?;
-        if kill_priv {
-            drop_privileges(&*self.branch(node.inode().0)?, &fd)?;
-        }
+        drop_set_id(&*self.branch(node.inode().0)?, &fd, writer)?;
         match rustix::fs::ftruncate(&*fd, size) {
             // The cached descriptor is readonly: the mode forbade writing when it was opened.
             Err(Errno::INVAL | Errno::BADF) if size <= i64::MAX as u64 => {
@@ -102,22 +103,20 @@ impl Union {
         })
     }
 
-    /// FALLOCATE, `mode` as in fallocate(2); `kill_priv` as for [`Self::write`].
+    /// FALLOCATE, `mode` as in fallocate(2); `writer` as for [`Self::write`].
     pub fn fallocate(
         &self,
         node: NodeId,
         offset: u64,
         length: u64,
         mode: i32,
-        kill_priv: bool,
+        writer: Writer<'_>,
     ) -> Result<()> {
         let node = self.node(node)?;
         let flags = FallocateFlags::from_bits_retain(mode as u32);
         self.with_room(&node, length, || {
             let fd = self.writable_fd(&node)?;
-            if kill_priv {
-                drop_privileges(&*self.branch(node.inode().0)?, &fd)?;
-            }
+            drop_set_id(&*self.branch(node.inode().0)?, &fd, writer)?;
             rustix::fs::fallocate(&*fd, flags, offset, length)
         })
     }
@@ -136,22 +135,20 @@ impl Union {
         i64::try_from(at).map_err(|_| Errno::OVERFLOW)
     }
 
-    /// COPY_FILE_RANGE; also between branches on different filesystems. `kill_priv` as for
+    /// COPY_FILE_RANGE; also between branches on different filesystems. `writer` as for
     /// [`Self::write`].
     pub fn copy_file_range(
         &self,
         from: (NodeId, u64),
         to: (NodeId, u64),
         length: u64,
-        kill_priv: bool,
+        writer: Writer<'_>,
     ) -> Result<usize> {
         let target = self.node(to.0)?;
         let want = length.min(COPY_MAX) as usize;
         let copied = self.with_room(&target, want as u64, || {
             let fd = self.writable_fd(&target)?;
-            if kill_priv {
-                drop_privileges(&*self.branch(target.inode().0)?, &fd)?;
-            }
+            drop_set_id(&*self.branch(target.inode().0)?, &fd, writer)?;
             // After the copy-up: source and target may be one file.
             let source = self.data_fd(&self.node(from.0)?)?;
             let (mut read_at, mut write_at) = (from.1, to.1);
@@ -168,27 +165,19 @@ impl Union {
     }
 }
 
-/// What writing by somebody without CAP_FSETID does and the daemon's own write does not: clears
-/// setuid, and setgid if group-executable. (File capabilities go with every write, whoever writes:
-/// `cap_inode_need_killpriv` in Linux.) Source: chmod(2), `file_remove_privs` in Linux.
-fn drop_privileges(branch: &Branch, fd: &OwnedFd) -> Result<()> {
+/// What becomes of set-id bits by a write that is not the daemon's own. (File capabilities go with
+/// every write, whoever writes: `cap_inode_need_killpriv` in Linux.)
+fn drop_set_id(branch: &Branch, fd: &OwnedFd, writer: Writer<'_>) -> Result<()> {
+    if matches!(writer, Writer::Privileged) {
+        return Ok(());
+    }
     if let Some(owners) = branch.owners {
-        return Union::drop_kept_privileges(owners, fd);
+        return Union::drop_kept_set_id(owners, fd, writer);
     }
     let stat = stat_fd(fd)?;
-    let mode = without_set_id(stat.mode & 0o7777);
-    if mode != stat.mode & 0o7777 {
-        rustix::fs::fchmod(fd, rustix::fs::Mode::from_bits_truncate(mode))?;
+    let mode = writer.leaves(stat.mode, stat.gid);
+    if mode != stat.mode {
+        rustix::fs::fchmod(fd, rustix::fs::Mode::from_bits_truncate(mode & 0o7777))?;
     }
     Ok(())
-}
-
-/// A mode without setuid, and without setgid where that means anything.
-pub(super) fn without_set_id(mode: u32) -> u32 {
-    let setgid = if mode & libc::S_IXGRP != 0 {
-        libc::S_ISGID
-    } else {
-        0
-    };
-    mode & !(libc::S_ISUID | setgid)
 }

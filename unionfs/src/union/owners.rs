@@ -9,7 +9,7 @@ use crate::errno::{Errno, Result};
 use crate::setup::SetupError;
 use crate::sys::stat::stat_fd;
 use crate::sys::{Loc, RealStat, xattr};
-use crate::types::{Caller, Kind, SetAttr};
+use crate::types::{Caller, Kind, SetAttr, Writer};
 use rustix::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -46,7 +46,8 @@ impl Union {
             shown.uid = set.uid.unwrap_or(shown.uid);
             shown.gid = set.gid.unwrap_or(shown.gid);
             if shown.kind() != Kind::Dir && (set.uid.is_some() || set.gid.is_some()) {
-                shown.mode = without_privileges(shown.mode);
+                // With the rights of the daemon.
+                shown.mode = Writer::Ordinary(&|_| true).leaves(shown.mode, shown.gid);
             }
             if let Some(mode) = set.mode {
                 if shown.kind() == Kind::Symlink {
@@ -76,24 +77,15 @@ impl Union {
         Ok((caller.uid, gid, mode))
     }
 
-    /// What writing by somebody without CAP_FSETID clears, of a file whose mode is kept so.
-    pub(super) fn drop_kept_privileges(owners: Owners, fd: &OwnedFd) -> Result<()> {
+    /// What becomes of set-id bits by a write, of a file whose mode is kept so.
+    pub(super) fn drop_kept_set_id(owners: Owners, fd: &OwnedFd, writer: Writer<'_>) -> Result<()> {
         let mut shown = stat_fd(fd)?;
         let file = xattr::Target::fd(fd.as_fd())?;
         owners.read(&file, &mut shown)?;
-        let mode = without_privileges(shown.mode);
+        let mode = writer.leaves(shown.mode, shown.gid);
         if mode == shown.mode {
             return Ok(());
         }
         owners.write(&file, &RealStat { mode, ..shown })
     }
-}
-
-/// Without setuid, and without setgid if group-executable.
-fn without_privileges(mode: u32) -> u32 {
-    let mut mode = mode & !libc::S_ISUID;
-    if mode & libc::S_IXGRP != 0 {
-        mode &= !libc::S_ISGID;
-    }
-    mode
 }
