@@ -141,34 +141,44 @@ impl Layers {
 }
 
 /// The layers of `lowerdir=A:B::D`: ordinary ones, and (each after two colons) data-only ones below
-/// them. Colons at the ends are tolerated.
+/// them. A single colon at either end is tolerated.
 fn lower_layers(token: &Token<'_>) -> Result<(Vec<PathBuf>, Vec<PathBuf>), SetupError> {
-    let parts = text::split(token.value, b':');
-    let named = |part: &&[u8]| !part.is_empty();
-    let (Some(first), Some(last)) = (parts.iter().position(named), parts.iter().rposition(named))
-    else {
+    let mut parts = &text::split(token.value, b':')[..];
+    if let [b"", rest @ ..] = parts {
+        parts = rest;
+    }
+    if let [rest @ .., b""] = parts {
+        parts = rest;
+    }
+    if parts.is_empty() {
         return Err(refuse(token.raw, "names no directory", "lowerdir=A[:B...]"));
-    };
+    }
     let (mut lower, mut data) = (Vec::new(), Vec::new());
-    let mut colons = 1;
-    for part in &parts[first..=last] {
-        match (part.is_empty(), colons) {
-            (true, _) => colons += 1,
-            (false, 1) if data.is_empty() => lower.push(text::path(part)),
-            (false, 2) => data.push(text::path(part)),
-            _ => {
-                return Err(refuse(
-                    token.raw,
-                    "layers cannot be told from data-only ones",
-                    "A[:B...][::D...], with two colons before each data-only layer, which come last",
-                ));
+    let mut doubled = false;
+    for part in parts {
+        // Two colons have an empty part between them.
+        match (part.is_empty(), doubled) {
+            (true, false) if !lower.is_empty() => doubled = true,
+            (false, true) => {
+                data.push(text::path(part));
+                doubled = false;
             }
-        }
-        if !part.is_empty() {
-            colons = 1;
+            (false, false) if data.is_empty() => lower.push(text::path(part)),
+            _ => return Err(odd_colons(token)),
         }
     }
+    if doubled {
+        return Err(odd_colons(token));
+    }
     Ok((lower, data))
+}
+
+fn odd_colons(token: &Token<'_>) -> SetupError {
+    refuse(
+        token.raw,
+        "layers cannot be told from data-only ones",
+        "A[:B...][::D...], with two colons before each data-only layer, which come last",
+    )
 }
 
 #[cfg(test)]
@@ -362,16 +372,6 @@ mod tests {
                  filesystem of upperdir",
             ),
             (
-                "lowerdir=/a::/b:/c",
-                "lowerdir=/a::/b:/c: layers cannot be told from data-only ones (EINVAL): \
-                 A[:B...][::D...], with two colons before each data-only layer, which come last",
-            ),
-            (
-                "lowerdir=/a:::/b",
-                "lowerdir=/a:::/b: layers cannot be told from data-only ones (EINVAL): \
-                 A[:B...][::D...], with two colons before each data-only layer, which come last",
-            ),
-            (
                 "lowerdir=/a::/b,lowerdir+=/c",
                 "lowerdir+=/c: an ordinary layer below a data-only one (EINVAL): all lowerdir+= \
                  before datadir+=",
@@ -392,6 +392,32 @@ mod tests {
         ] {
             assert_eq!(parse(&[options]).unwrap_err(), message);
         }
+    }
+
+    #[test]
+    fn two_colons_stand_between_a_layer_and_a_data_only_one() {
+        for odd in [
+            "/a::/b:/c",
+            "/a:::/b",
+            "::/b",
+            "/b::",
+            ":::/b",
+            "/a::/b::",
+            "::/a:/b",
+            "/a:::",
+            ":::",
+            "::",
+        ] {
+            let option = format!("lowerdir={odd}");
+            let want = format!(
+                "{option}: layers cannot be told from data-only ones (EINVAL): A[:B...][::D...], \
+                 with two colons before each data-only layer, which come last"
+            );
+            assert_eq!(parse(&[&option]).unwrap_err(), want);
+        }
+        let error = parse(&["lowerdir=:"]).unwrap_err();
+        assert!(error.contains("names no directory"), "{error}");
+        assert_eq!(paths(&parse(&["lowerdir=:/a::/b:"]).unwrap()), ["/a", "/b"]);
     }
 
     proptest! {
