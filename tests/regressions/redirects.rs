@@ -63,6 +63,27 @@ fn a_redirect_that_is_no_path_shows_no_other_directory() {
 }
 
 #[test]
+fn a_redirect_to_a_name_that_is_too_long_leaves_the_upper_part() {
+    if !is_root() {
+        return;
+    }
+    let long = "n".repeat(256);
+    for value in [long.clone(), format!("/{long}"), format!("/d/{long}/x")] {
+        let mut t = Fixture::new();
+        t.put("low/d/x", "x");
+        t.put("up/d/y", "y");
+        t.put_dir("work");
+        set_redirect(&t.path("up/d"), &value);
+        let base = t.as_ref().display().to_string();
+        t.open_as(&format!(
+            "lowerdir={base}/low,upperdir={base}/up,workdir={base}/work"
+        ));
+        // As the kernel's overlayfs shows it.
+        assert_eq!(t.names("d"), ["y"], "{value}");
+    }
+}
+
+#[test]
 fn a_redirect_without_a_slash_leads_to_a_sibling() {
     if !is_root() {
         return;

@@ -6,7 +6,7 @@
 //! Documentation/filesystems/overlayfs.rst, "Metadata only copy up"; fs/overlayfs/util.c.
 
 use super::Branch;
-use super::overlay::{self, Attributes, NAMESPACES};
+use super::overlay::{self, Attributes, NAMESPACES, Redirect};
 use crate::errno::{Errno, Result};
 use crate::spec::Format;
 use crate::sys::RealStat;
@@ -19,10 +19,8 @@ pub enum Data {
     Own,
     /// Below, under the same name.
     Below,
-    /// Below, in the same directory under this name.
-    Beside(Vec<u8>),
-    /// Below, at this path from the branch roots.
-    FromRoot(Vec<u8>),
+    /// Below, there.
+    At(Redirect),
 }
 
 impl Branch {
@@ -49,8 +47,7 @@ impl Branch {
             return Ok(Data::Own);
         }
         for prefix in NAMESPACES {
-            let named = |short: &[u8]| optional(file.get(&[prefix, short].concat()));
-            if named(b"metacopy")?.is_none() {
+            if overlay::get_in(file, prefix, b"metacopy")?.is_none() {
                 continue;
             }
             if prefix.starts_with(b"user.") && !is_trusted(&stat()?) {
@@ -61,24 +58,12 @@ impl Branch {
                 );
                 return Err(Errno::IO);
             }
-            return match named(b"redirect")? {
+            return match overlay::get_in(file, prefix, b"redirect")? {
                 None => Ok(Data::Below),
-                Some(to) if !overlay::is_redirect(&to) => Err(Errno::IO),
-                Some(to) => Ok(match to.strip_prefix(b"/") {
-                    Some(path) => Data::FromRoot(path.to_vec()),
-                    None => Data::Beside(to),
-                }),
+                Some(to) => Redirect::parse(&to).map(Data::At).ok_or(Errno::IO),
             };
         }
         Ok(Data::Own)
-    }
-}
-
-fn optional(value: Result<Vec<u8>>) -> Result<Option<Vec<u8>>> {
-    match value {
-        Ok(value) => Ok(Some(value)),
-        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => Ok(None),
-        Err(err) => Err(err),
     }
 }
 

@@ -10,6 +10,7 @@ use crate::types::Kind;
 use rustix::fd::{AsFd, BorrowedFd};
 use std::borrow::Cow;
 use std::ffi::CString;
+use std::sync::Arc;
 
 /// Where overlayfs keeps its attributes: mounted by root, and with `userxattr`.
 pub const NAMESPACES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
@@ -92,16 +93,13 @@ pub fn shown_name(stored: &[u8]) -> Option<Cow<'_, [u8]>> {
     (!stored.starts_with(FUSE_OVERLAYFS)).then_some(Cow::Borrowed(stored))
 }
 
-/// The value of an attribute in whichever namespace has it, root's first.
-pub fn get(file: &Target<'_>, short: &[u8]) -> Result<Option<Vec<u8>>> {
-    for prefix in NAMESPACES.iter().chain([&FUSE_OVERLAYFS]) {
-        match file.get(&[prefix, short].concat()) {
-            Ok(value) => return Ok(Some(value)),
-            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {}
-            Err(err) => return Err(err),
-        }
+/// The value of an attribute in one namespace. What may not be read is not there.
+pub fn get_in(file: &Target<'_>, prefix: &[u8], short: &[u8]) -> Result<Option<Vec<u8>>> {
+    match file.get(&[prefix, short].concat()) {
+        Ok(value) => Ok(Some(value)),
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => Ok(None),
+        Err(err) => Err(err),
     }
-    Ok(None)
 }
 
 /// Sets an attribute: root's, or where that is not permitted the other. `user_only`: not root's.
@@ -142,11 +140,16 @@ pub enum Opaque {
 
 /// The opaque state by attribute, of a directory that has one.
 pub fn opaque(dir: &Target<'_>) -> Result<Opaque> {
-    Ok(match get(dir, b"opaque")?.as_deref() {
-        Some(b"y") => Opaque::Yes,
-        Some(b"x") => Opaque::Whiteouts,
-        _ => Opaque::No,
-    })
+    for prefix in NAMESPACES.iter().chain([&FUSE_OVERLAYFS]) {
+        if let Some(value) = get_in(dir, prefix, b"opaque")? {
+            return Ok(match &value[..] {
+                b"y" => Opaque::Yes,
+                b"x" => Opaque::Whiteouts,
+                _ => Opaque::No,
+            });
+        }
+    }
+    Ok(Opaque::No)
 }
 
 /// Is this directory marked to hold whiteouts that are such by an attribute?
@@ -175,15 +178,57 @@ pub fn has_whiteout_attribute(dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool> 
     }
 }
 
-/// Is this the value of a redirect: an absolute path without dots, or a single name?
-pub fn is_redirect(value: &[u8]) -> bool {
-    let parts = match value.strip_prefix(b"/") {
-        Some(path) => path,
-        None if value.contains(&b'/') => return false,
-        None => value,
-    };
-    let usable = |part: &[u8]| !part.is_empty() && part != b"." && part != b"..";
-    !value.contains(&0) && parts.split(|b| *b == b'/').all(usable)
+/// Where the branches below keep the lower part of a renamed directory, or the data of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Redirect {
+    /// At this path from the branch roots.
+    FromRoot(Arc<[u8]>),
+    /// In its own parent, under this name: overlayfs writes that for renames within one directory.
+    Beside(Arc<[u8]>),
+}
+
+impl Redirect {
+    /// What the value of the attribute says: an absolute path without dots, or a single name.
+    pub fn parse(value: &[u8]) -> Option<Self> {
+        let parts = match value.strip_prefix(b"/") {
+            Some(path) => path,
+            None if value.contains(&b'/') => return None,
+            None => value,
+        };
+        let usable = |part: &[u8]| !part.is_empty() && part != b"." && part != b"..";
+        if value.contains(&0) || !parts.split(|b| *b == b'/').all(usable) {
+            return None;
+        }
+        Some(match value.starts_with(b"/") {
+            true => Self::FromRoot(parts.into()),
+            false => Self::Beside(parts.into()),
+        })
+    }
+
+    /// The redirect of a directory. INVAL for a value that is no path: as in overlayfs it is an
+    /// error, and never leads to other directories.
+    pub fn of(dir: &Target<'_>) -> Result<Option<Self>> {
+        for prefix in NAMESPACES {
+            if let Some(value) = get_in(dir, prefix, b"redirect")? {
+                return Self::parse(&value).map(Some).ok_or(Errno::INVAL);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The path from the branch roots, of what would be in the directory at `parent` without it.
+    pub fn path_in(&self, parent: &[u8]) -> Vec<u8> {
+        match self {
+            Self::FromRoot(path) => path.to_vec(),
+            Self::Beside(name) if parent.is_empty() => name.to_vec(),
+            Self::Beside(name) => [parent, b"/", name].concat(),
+        }
+    }
+}
+
+/// Records in the attribute that the lower parts of a directory are at `path` from the branch roots.
+pub fn set_redirect(dir: &Target<'_>, path: &[u8], user_only: bool) -> Result<()> {
+    set(dir, b"redirect", &[b"/", path].concat(), user_only)
 }
 
 #[cfg(test)]
@@ -238,7 +283,11 @@ mod tests {
     #[test]
     fn redirects_lead_down_only() {
         for good in [&b"name"[..], b"/a/b", b"/\xff", b"..."] {
-            assert!(is_redirect(good), "{good:?}");
+            let found = Redirect::parse(good).expect("a redirect");
+            let path = good
+                .strip_prefix(b"/")
+                .map_or([b"p/", good].concat(), <[u8]>::to_vec);
+            assert_eq!(found.path_in(b"p"), path);
         }
         for bad in [
             &b""[..],
@@ -250,7 +299,7 @@ mod tests {
             b"/a/",
             b"a\0",
         ] {
-            assert!(!is_redirect(bad), "{bad:?}");
+            assert_eq!(Redirect::parse(bad), None, "{bad:?}");
         }
     }
 }

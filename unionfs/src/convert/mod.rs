@@ -17,7 +17,7 @@ use crate::branch::dirren;
 use crate::branch::dirren::Recorded;
 use crate::branch::hidden::Hidden;
 use crate::branch::offline::Offline;
-use crate::branch::overlay::{self, Attributes};
+use crate::branch::overlay::{Attributes, Redirect};
 use crate::errno::{Errno, Result};
 use crate::setup::SetupError;
 use crate::spec::Format;
@@ -223,9 +223,11 @@ impl Job {
     ) -> Result<Children<Vec<u8>>> {
         let before = stat_fd(here.dir)?;
         let redirect = self.redirect(here, &before, &lower)?;
+        // Only marks come and go meanwhile, no directories.
+        let names = entries(here.dir)?;
         match to {
-            Format::Overlay => self.dir_to_overlay(here, &before, redirect.as_deref())?,
-            Format::Aufs => self.dir_to_aufs(here, &before, redirect.as_deref())?,
+            Format::Overlay => self.dir_to_overlay(here, &names, redirect.as_deref())?,
+            Format::Aufs => self.dir_to_aufs(here, &names, &before, redirect.as_deref())?,
         }
         // Marks are no change that users made.
         Loc::dir(Arc::new(rustix::io::dup(here.dir)?)).set_times(
@@ -233,40 +235,32 @@ impl Job {
             Some(SetTime::At(before.mtime)),
         )?;
         let lower = redirect.unwrap_or(lower);
-        children(here, &lower)
+        let dirs = dirs_of(names);
+        Ok(dirs
+            .map(|name| (name.clone(), joined(&lower, &name)))
+            .collect())
     }
 
     /// Where the lower parts of a directory are, if it was renamed: from the branch roots.
     fn redirect(&self, here: &Here<'_>, stat: &RealStat, lower: &[u8]) -> Result<Option<Vec<u8>>> {
         let target = xattr::Target::dir(here.dir.as_fd());
         if Attributes::of(&target)?.contains(Attributes::REDIRECT)
-            && let Some(value) = overlay::get(&target, b"redirect")?
+            && let Some(redirect) = Redirect::of(&target)?
         {
-            return Ok(Some(match value.strip_prefix(b"/") {
-                Some(path) => path.to_vec(),
-                None => {
-                    let parent = lower.iter().rposition(|b| *b == b'/');
-                    let mut path = lower[..parent.map_or(0, |at| at + 1)].to_vec();
-                    path.extend_from_slice(&value);
-                    path
-                }
-            }));
+            let parent = lower.iter().rposition(|b| *b == b'/').unwrap_or(0);
+            return Ok(Some(redirect.path_in(&lower[..parent])));
         }
         let own = |r: &&Recorded| (r.0, r.1) == (stat.ino, stat.btime);
         Ok(self.redirects.iter().find(own).map(|r| r.2.clone()))
     }
 }
 
-/// The directories to enter, each with where its lower parts are.
-fn children(here: &Here<'_>, lower: &[u8]) -> Result<Children<Vec<u8>>> {
-    let mut found = Vec::new();
-    for (name, kind) in entries(here.dir)? {
-        if kind == Kind::Dir && !crate::whiteout::is_reserved(&name) {
-            let path = joined(lower, &name);
-            found.push((name, path));
-        }
-    }
-    Ok(found)
+/// The directories to enter.
+fn dirs_of(names: Vec<(Name, Kind)>) -> impl Iterator<Item = Name> {
+    let dirs = names
+        .into_iter()
+        .filter(|(name, kind)| *kind == Kind::Dir && !crate::whiteout::is_reserved(name));
+    dirs.map(|(name, _)| name)
 }
 
 fn joined(dir: &[u8], name: &[u8]) -> Vec<u8> {

@@ -1,8 +1,8 @@
 //! What stands in the way of a conversion, before anything is changed.
 
-use super::{Job, attributes_at, books, children, is_null_device};
-use crate::branch::overlay::{self, Attributes, Opaque};
-use crate::errno::Result;
+use super::{Job, attributes_at, books, dirs_of, is_null_device};
+use crate::branch::overlay::{self, Attributes, Opaque, Redirect};
+use crate::errno::{Errno, Result};
 use crate::shown::Shown;
 use crate::spec::Format;
 use crate::sys::stat::stat_fd;
@@ -45,9 +45,9 @@ impl fmt::Display for Why {
             Self::Device => "a 0/0 device would become a whiteout: remove it",
             Self::Attribute => "an overlay attribute would become a mark: remove it",
             Self::Metacopy => {
-                "its data is on another branch: write to it through the overlay first"
+                "its data is on another branch: mount the overlay and open it for writing first"
             }
-            Self::Escaped => "holds marks of an overlay inside: they have no other form",
+            Self::Escaped => "attributes of an overlay inside (overlay.overlay.*): move its layers elsewhere first",
             Self::Unsound => "not sound: run `uaufs fsck --repair` first",
             Self::AufsRecord => "a renamed directory's record of AUFS: it has no other form",
             Self::NeedsWorkdir => "has to move to a work directory: name one with --workdir",
@@ -125,32 +125,33 @@ impl Job {
             .iter()
             .any(|r| (r.0, r.1) == (stat.ino, stat.btime));
         self.changes.redirects += u64::from(own);
-        for (name, kind) in entries(here.dir)? {
-            match classify(&name) {
+        let names = entries(here.dir)?;
+        for (name, kind) in &names {
+            match classify(name) {
                 NameClass::Plain => {
-                    if whiteout_name(&name).is_some() && is_null_device(here, &name, kind)? {
-                        obstacle(here.join(&name), Why::Device);
-                    } else if kind != Kind::Dir && !attributes_at(here, &name)?.is_empty() {
-                        obstacle(here.join(&name), Why::Attribute);
+                    if whiteout_name(name).is_some() && is_null_device(here, name, *kind)? {
+                        obstacle(here.join(name), Why::Device);
+                    } else if *kind != Kind::Dir && !attributes_at(here, name)?.is_empty() {
+                        obstacle(here.join(name), Why::Attribute);
                     }
                 }
-                NameClass::Whiteout(_) if kind == Kind::File => self.changes.whiteouts += 1,
-                NameClass::Opaque if kind == Kind::File && &*name == OPAQUE => {
+                NameClass::Whiteout(_) if *kind == Kind::File => self.changes.whiteouts += 1,
+                NameClass::Opaque if *kind == Kind::File && **name == *OPAQUE => {
                     self.changes.opaque += 1;
                 }
                 NameClass::Whiteout(_) | NameClass::Opaque => {
-                    obstacle(here.join(&name), Why::Unsound);
+                    obstacle(here.join(name), Why::Unsound);
                 }
-                NameClass::Reserved => match &*name {
+                NameClass::Reserved => match &**name {
                     BASE | PLINK_DIR | ORPHAN_DIR | STORE_DIR if here.path.is_empty() => {}
                     n if n.starts_with(b".wh..wh..dr.") || n == b".wh..wh.hino" => {
-                        obstacle(here.join(&name), Why::AufsRecord);
+                        obstacle(here.join(name), Why::AufsRecord);
                     }
-                    _ => obstacle(here.join(&name), Why::Unsound),
+                    _ => obstacle(here.join(name), Why::Unsound),
                 },
             }
         }
-        dirs(here)
+        Ok(dirs_of(names).map(|name| (name, ())).collect())
     }
 
     fn survey_overlay(
@@ -167,32 +168,27 @@ impl Job {
         if attributes.contains(Attributes::OPAQUE) {
             self.changes.opaque += u64::from(overlay::opaque(&target)? == Opaque::Yes);
         }
-        if attributes.contains(Attributes::REDIRECT)
-            && let Some(value) = overlay::get(&target, b"redirect")?
-        {
-            self.changes.redirects += 1;
-            if !overlay::is_redirect(&value) {
-                obstacle(here.path.to_vec(), Why::Unsound);
+        if attributes.contains(Attributes::REDIRECT) {
+            match Redirect::of(&target) {
+                Ok(found) => self.changes.redirects += u64::from(found.is_some()),
+                Err(Errno::INVAL) => obstacle(here.path.to_vec(), Why::Unsound),
+                Err(err) => return Err(err),
             }
         }
-        for (name, kind) in entries(here.dir)? {
-            if is_null_device(here, &name, kind)? {
+        let names = entries(here.dir)?;
+        for (name, kind) in &names {
+            if is_null_device(here, name, *kind)? {
                 self.changes.whiteouts += 1;
-            } else if kind != Kind::Dir {
-                let attributes = attributes_at(here, &name)?;
+            } else if *kind != Kind::Dir {
+                let attributes = attributes_at(here, name)?;
                 self.changes.whiteouts += u64::from(attributes.contains(Attributes::WHITEOUT));
                 if attributes.contains(Attributes::METACOPY) {
-                    obstacle(here.join(&name), Why::Metacopy);
+                    obstacle(here.join(name), Why::Metacopy);
                 } else if attributes.contains(Attributes::ESCAPED) {
-                    obstacle(here.join(&name), Why::Escaped);
+                    obstacle(here.join(name), Why::Escaped);
                 }
             }
         }
-        dirs(here)
+        Ok(dirs_of(names).map(|name| (name, ())).collect())
     }
-}
-
-fn dirs(here: &Here<'_>) -> Result<Children<()>> {
-    let all = children(here, b"")?.into_iter();
-    Ok(all.map(|(name, _)| (name, ())).collect())
 }

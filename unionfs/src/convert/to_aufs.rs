@@ -5,7 +5,7 @@ use crate::branch::overlay::{self, Attributes, Opaque};
 use crate::branch::{dirren, marks};
 use crate::errno::{Errno, Result};
 use crate::sys::stat::RealStat;
-use crate::sys::walk::{Here, entries};
+use crate::sys::walk::Here;
 use crate::sys::{Name, xattr};
 use crate::types::Kind;
 use crate::whiteout::{BASE, OPAQUE, whiteout_name};
@@ -18,6 +18,7 @@ impl Job {
     pub(super) fn dir_to_aufs(
         &mut self,
         here: &Here<'_>,
+        names: &[(Name, Kind)],
         before: &RealStat,
         redirect: Option<&[u8]>,
     ) -> Result<()> {
@@ -30,11 +31,11 @@ impl Job {
         if here.path.is_empty() {
             marks::create_mark(here.dir, BASE)?;
         }
-        for (name, kind) in entries(here.dir)? {
-            if is_null_device(here, &name, kind)? {
-                self.whiteout_to_aufs(here, &name)?;
-            } else if kind != Kind::Dir {
-                self.file_to_aufs(here, &name, opaque)?;
+        for (name, kind) in names {
+            if is_null_device(here, name, *kind)? {
+                self.whiteout_to_aufs(here, name)?;
+            } else if *kind != Kind::Dir {
+                self.file_to_aufs(here, name, opaque)?;
             }
         }
         if opaque == Opaque::Yes {

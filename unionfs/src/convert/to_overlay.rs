@@ -4,9 +4,11 @@ use super::Job;
 use crate::branch::{marks, overlay};
 use crate::errno::{Errno, Result};
 use crate::spec::Format;
-use crate::sys::stat::{RealStat, stat_at};
-use crate::sys::walk::{Here, entries};
+use crate::sys::Name;
+use crate::sys::stat::stat_at;
+use crate::sys::walk::Here;
 use crate::sys::xattr;
+use crate::types::Kind;
 use crate::whiteout::{NameClass, classify};
 use rustix::fd::AsFd;
 use rustix::fs::{AtFlags, unlinkat};
@@ -16,19 +18,21 @@ impl Job {
     pub(super) fn dir_to_overlay(
         &mut self,
         here: &Here<'_>,
-        _before: &RealStat,
+        names: &[(Name, Kind)],
         redirect: Option<&[u8]>,
     ) -> Result<()> {
         let target = xattr::Target::dir(here.dir.as_fd());
         let mut opaque = overlay::opaque(&target)? == overlay::Opaque::Yes;
-        let all = entries(here.dir)?;
-        for (name, _) in all.iter().filter(|(n, _)| classify(n) == NameClass::Opaque) {
+        for (name, _) in names
+            .iter()
+            .filter(|(n, _)| classify(n) == NameClass::Opaque)
+        {
             self.changes.opaque += 1;
             overlay::set(&target, b"opaque", b"y", self.user_attributes)?;
             unlinkat(here.dir, &**name, AtFlags::empty())?;
             opaque = true;
         }
-        for (name, _) in &all {
+        for (name, _) in names {
             if let NameClass::Whiteout(hidden) = classify(name) {
                 self.changes.whiteouts += 1;
                 whiteout_to_overlay(here, name, hidden, opaque)?;
@@ -37,8 +41,7 @@ impl Job {
         // A directory that became opaque has given up its lower parts.
         if let (Some(path), false) = (redirect, opaque) {
             self.changes.redirects += 1;
-            let value = [b"/", path].concat();
-            overlay::set(&target, b"redirect", &value, self.user_attributes)?;
+            overlay::set_redirect(&target, path, self.user_attributes)?;
         }
         Ok(())
     }

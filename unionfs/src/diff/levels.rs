@@ -1,6 +1,7 @@
 //! One directory on the branches below: what shows through them.
 
 use crate::branch::Branch;
+use crate::branch::overlay::Redirect;
 use crate::errno::{Errno, Result};
 use crate::spec::Format;
 use crate::sys::loc::open_listing;
@@ -22,15 +23,7 @@ pub(super) type Names = BTreeMap<Vec<u8>, Kind>;
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) branch: Arc<Branch>,
-    redirects: FxHashMap<u64, (Timestamp, Vec<u8>)>,
-}
-
-/// Where the lower parts of a renamed directory are.
-enum Redirect {
-    /// A path from the branch roots.
-    Root(Vec<u8>),
-    /// Another name in the same directory.
-    Beside(Vec<u8>),
+    redirects: FxHashMap<u64, (Timestamp, Arc<[u8]>)>,
 }
 
 impl Member {
@@ -40,7 +33,9 @@ impl Member {
             Format::Aufs if branch.honours_whiteouts() => branch.redirects().unwrap_or_default(),
             _ => Vec::new(),
         };
-        let redirects = recorded.into_iter().map(|(real, at, to)| (real, (at, to)));
+        let redirects = recorded
+            .into_iter()
+            .map(|(real, at, to)| (real, (at, to.into())));
         Self {
             branch,
             redirects: redirects.collect(),
@@ -56,18 +51,9 @@ impl Member {
             let found = self.redirects.get(&stat.ino);
             return Ok(found
                 .filter(|(btime, _)| *btime == stat.btime)
-                .map(|(_, path)| Redirect::Root(path.clone())));
+                .map(|(_, path)| Redirect::FromRoot(path.clone())));
         }
-        let target = xattr::Target::dir(dir.as_fd());
-        for name in [&b"trusted.overlay.redirect"[..], b"user.overlay.redirect"] {
-            if let Ok(value) = target.get(name) {
-                return Ok(Some(match value.strip_prefix(b"/") {
-                    Some(path) => Redirect::Root(path.to_vec()),
-                    None => Redirect::Beside(value),
-                }));
-            }
-        }
-        Ok(None)
+        Redirect::of(&xattr::Target::dir(dir.as_fd()))
     }
 }
 
@@ -237,7 +223,7 @@ impl Stack {
         match member.redirect_of(dir)? {
             None => Ok(None),
             Some(Redirect::Beside(name)) => self.enter(beside, &name).map(Some),
-            Some(Redirect::Root(path)) => {
+            Some(Redirect::FromRoot(path)) => {
                 let mut levels = self.roots(first)?;
                 for part in path.split(|b| *b == b'/').filter(|p| !p.is_empty()) {
                     levels = self.enter(&levels, part)?;

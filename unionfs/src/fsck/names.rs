@@ -4,7 +4,7 @@ use super::fix;
 use super::lower;
 use super::{Checker, Prefer, Problem, Remedy};
 use crate::branch::hidden::META;
-use crate::branch::overlay::{self, Attributes};
+use crate::branch::overlay::{self, Attributes, Redirect};
 use crate::branch::{dirren::Recorded, marks};
 use crate::errno::{Errno, Result};
 use crate::spec::Format;
@@ -96,21 +96,27 @@ impl Checker<'_> {
             }
         }
         if attributes.contains(Attributes::REDIRECT)
-            && let Some(to) = overlay::get(&target, b"redirect")?
+            && let Some(Redirect::FromRoot(to)) = self.sound_redirect(&target, here.path)?
         {
-            if !overlay::is_redirect(&to) {
-                let remedy = by_hand("remove overlay.redirect, or set it to an absolute path");
-                self.found(
-                    here.path.to_vec(),
-                    Problem::OddAttribute,
-                    remedy,
-                    |_| Ok(()),
-                );
-            } else if let Some(path) = to.strip_prefix(b"/") {
-                self.check_redirect(here.path, path);
-            }
+            self.check_redirect(here.path, &to);
         }
         Ok(())
+    }
+
+    /// Where a redirect leads; one that is no path is a problem of its own.
+    fn sound_redirect(
+        &mut self,
+        target: &xattr::Target<'_>,
+        path: &[u8],
+    ) -> Result<Option<Redirect>> {
+        let found = Redirect::of(target);
+        if found == Err(Errno::INVAL) {
+            let remedy = "remove overlay.redirect, or set it to an absolute path";
+            let odd = Problem::OddAttribute;
+            self.found(path.to_vec(), odd, Remedy::ByHand(remedy), |_| Ok(()));
+            return Ok(None);
+        }
+        found
     }
 
     /// The lower parts of the directory at `path` are said to be at `to`.
@@ -159,17 +165,9 @@ impl Checker<'_> {
         if !attributes.contains(Attributes::METACOPY) || self.lower.is_empty() {
             return Ok(());
         }
-        let path = match overlay::get(&target, b"redirect")? {
-            Some(to) => match to.strip_prefix(b"/") {
-                Some(path) => path.to_vec(),
-                None => {
-                    let mut path = here.path.to_vec();
-                    path.push(b'/');
-                    path.extend_from_slice(&to);
-                    path
-                }
-            },
-            None if own_path => here.join(name),
+        let path = match self.sound_redirect(&target, &here.join(name))? {
+            Some(redirect) => redirect.path_in(here.path),
+            None if own_path && !attributes.contains(Attributes::REDIRECT) => here.join(name),
             None => return Ok(()),
         };
         if lower::has_data(self.lower, &path) == Some(false) {

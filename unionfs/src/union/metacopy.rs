@@ -10,6 +10,7 @@ use super::copyup::How;
 use super::redirect::LowerDir;
 use crate::branch::Branch;
 use crate::branch::metacopy::{Data, set_own};
+use crate::branch::overlay::Redirect;
 use crate::errno::{Errno, Result};
 use crate::node::Node;
 use crate::spec::Format;
@@ -152,8 +153,8 @@ impl Union {
             // Completed meanwhile.
             Data::Own => return loc.open_quietly(OFlags::RDONLY),
             Data::Below => beside(&home.name)?,
-            Data::Beside(name) => beside(&name)?,
-            Data::FromRoot(path) => {
+            Data::At(Redirect::Beside(name)) => beside(&name)?,
+            Data::At(Redirect::FromRoot(path)) => {
                 let found = self.walk_to(branch.id, &path)?;
                 from_root = Some(path);
                 found
@@ -189,7 +190,7 @@ impl Union {
         mut above: BranchId,
         mut dirs: Vec<LowerDir>,
         mut name: Vec<u8>,
-        mut from_root: Option<Vec<u8>>,
+        mut from_root: Option<Arc<[u8]>>,
     ) -> Result<Option<OwnedFd>> {
         // Ends: each turn goes on below the branch of the one before.
         while let Some((at, loc)) = first_file(&dirs, &name)? {
@@ -200,8 +201,8 @@ impl Union {
             match data {
                 Data::Own => return loc.open_quietly(OFlags::RDONLY).map(Some),
                 Data::Below => {}
-                Data::Beside(other) => (name, from_root) = (other, None),
-                Data::FromRoot(path) => {
+                Data::At(Redirect::Beside(other)) => (name, from_root) = (other.to_vec(), None),
+                Data::At(Redirect::FromRoot(path)) => {
                     (dirs, name) = self.walk_to(branch.id, &path)?;
                     from_root = Some(path);
                 }

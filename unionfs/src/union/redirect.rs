@@ -8,10 +8,14 @@
 //! "redirect_dir").
 
 use super::Union;
-use crate::branch::{Branch, overlay};
+use super::namespace::Need;
+use crate::branch::Branch;
+use crate::branch::overlay::{self, Redirect};
+use crate::branch::times::keep_times;
 use crate::errno::{Errno, Result};
+use crate::node::index::Found;
 use crate::node::{Layer, Node};
-use crate::spec::Format;
+use crate::spec::{DirOpaque, Format};
 use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::{RealStat, xattr};
@@ -23,30 +27,17 @@ use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-const TRUSTED_REDIRECT: &[u8] = b"trusted.overlay.redirect";
-const USER_REDIRECT: &[u8] = b"user.overlay.redirect";
-
-/// One recorded redirect.
+/// A redirect that AUFS's bookkeeping records.
 #[derive(Clone, Debug)]
-struct Redirect {
+struct Record {
     btime: Timestamp,
     path: Arc<[u8]>,
-}
-
-/// Where the branches below keep the lower parts of a directory.
-#[derive(Clone, Debug)]
-pub(super) enum Lower {
-    /// At this path from the branch roots.
-    FromRoot(Arc<[u8]>),
-    /// In the directory's own parent, under this name: the kernel's overlayfs writes that for
-    /// renames within one directory.
-    Beside(Arc<[u8]>),
 }
 
 /// The recorded redirects of the branches in AUFS format. Shard locks are leaves.
 #[derive(Debug, Default)]
 pub(super) struct Redirects {
-    by_inode: DashMap<(BranchId, u64), Redirect, FxBuildHasher>,
+    by_inode: DashMap<(BranchId, u64), Record, FxBuildHasher>,
     count: AtomicUsize,
 }
 
@@ -73,7 +64,7 @@ impl Redirects {
             self.insert(
                 branch.id,
                 real,
-                Redirect {
+                Record {
                     btime,
                     path: path.into(),
                 },
@@ -88,8 +79,8 @@ impl Redirects {
         self.count.store(self.by_inode.len(), Ordering::Relaxed);
     }
 
-    fn insert(&self, branch: BranchId, real: u64, redirect: Redirect) {
-        if self.by_inode.insert((branch, real), redirect).is_none() {
+    fn insert(&self, branch: BranchId, real: u64, record: Record) {
+        if self.by_inode.insert((branch, real), record).is_none() {
             self.count.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -128,6 +119,14 @@ impl Redirects {
     }
 }
 
+/// How the moved directory keeps (or gives up) its lower parts.
+pub(super) enum Lower {
+    /// It has none, and must not get any at its new place unless that is harmless.
+    None { opaque: bool },
+    /// They stay where they are: these are the layers from now on.
+    Redirect(SmallVec<[Layer; 2]>),
+}
+
 impl Union {
     /// Where the branches below `branch` keep the lower parts of this directory, if that is not its
     /// own path.
@@ -136,26 +135,19 @@ impl Union {
         branch: &Branch,
         fd: &OwnedFd,
         stat: &RealStat,
-    ) -> Result<Option<Lower>> {
+    ) -> Result<Option<Redirect>> {
         match branch.format {
-            Format::Aufs => Ok(self.redirects.get(branch.id, stat).map(Lower::FromRoot)),
-            Format::Overlay => overlay_redirect(fd),
+            Format::Aufs => Ok(self.redirects.get(branch.id, stat).map(Redirect::FromRoot)),
+            Format::Overlay => Redirect::of(&xattr::Target::dir(fd.as_fd())),
         }
     }
 
     /// Records that the lower parts of the directory `fd` on `branch` are at `path`.
     pub(super) fn set_redirect(&self, branch: &Branch, fd: &OwnedFd, path: &[u8]) -> Result<()> {
         if branch.format == Format::Overlay {
-            let target = xattr::Target::dir(fd.as_fd());
-            let mut value = b"/".to_vec();
-            value.extend_from_slice(path);
-            return match target.set(TRUSTED_REDIRECT, &value, 0) {
-                Ok(()) => Ok(()),
-                // Without the attribute the directory cannot be renamed: the caller copies.
-                Err(_) => target
-                    .set(USER_REDIRECT, &value, 0)
-                    .map_err(|_| Errno::XDEV),
-            };
+            let dir = xattr::Target::dir(fd.as_fd());
+            // Without the attribute the directory cannot be renamed: the caller copies.
+            return overlay::set_redirect(&dir, path, false).map_err(|_| Errno::XDEV);
         }
         let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
         let stat = stat_fd(fd)?;
@@ -163,12 +155,86 @@ impl Union {
         self.redirects.insert(
             branch.id,
             stat.ino,
-            Redirect {
+            Record {
                 btime: stat.btime,
                 path: path.into(),
             },
         );
         Ok(())
+    }
+
+    /// What becomes of the lower parts of a directory that moves. EXDEV where they would be lost.
+    pub(super) fn plan_lower(
+        &self,
+        node: &Arc<Node>,
+        branch: &Branch,
+        below: bool,
+    ) -> Result<Lower> {
+        if node.kind != Kind::Dir {
+            return Ok(Lower::None { opaque: false });
+        }
+        let layers = node.layers();
+        let always = self.options().dir_opaque == DirOpaque::Always;
+        if layers.len() <= 1 {
+            return Ok(Lower::None {
+                opaque: below || always,
+            });
+        }
+        let ns = self.ns_read(node, Need::Listing)?;
+        let lower_is_empty = ns
+            .index
+            .as_ref()
+            .is_some_and(|i| i.iter_from(0).all(|(_, _, _, top, _)| top == branch.id))
+            && ns.index.as_ref().is_some_and(|i| {
+                i.iter_from(0).all(
+                    |(_, name, ..)| !matches!(i.get(name), Found::Present(p) if p.layers.len() > 1),
+                )
+            });
+        drop(ns);
+        if lower_is_empty {
+            // A redirect that was recorded earlier is given up.
+            let redirected = layers.iter().any(|l| l.path.is_some());
+            return Ok(Lower::None {
+                opaque: below || always || redirected,
+            });
+        }
+        if !self.options().dir_rename {
+            return Err(Errno::XDEV);
+        }
+        let mut moved: SmallVec<[Layer; 2]> = (*layers).clone();
+        for layer in moved.iter_mut().filter(|l| l.branch != branch.id) {
+            layer.path = Some(self.layer_path(node, layer.branch)?.into());
+        }
+        Ok(Lower::Redirect(moved))
+    }
+
+    /// Marks that change nothing while the directory is still at its old place.
+    pub(super) fn mark_source(
+        &self,
+        node: &Arc<Node>,
+        branch: &Branch,
+        lower: &Lower,
+    ) -> Result<()> {
+        match lower {
+            Lower::None { opaque: false } => Ok(()),
+            Lower::None { opaque: true } => {
+                let dir = self.dir_fd_on(node, branch.id)?;
+                let before = stat_fd(&*dir)?;
+                branch.set_opaque(&dir)?;
+                if branch.format == Format::Aufs {
+                    // The mark is a file in it.
+                    keep_times(&dir, &before);
+                }
+                Ok(())
+            }
+            Lower::Redirect(layers) => {
+                let path = layers
+                    .iter()
+                    .find_map(|l| l.path.as_ref().filter(|_| l.branch != branch.id))
+                    .ok_or(Errno::XDEV)?;
+                self.set_redirect(branch, &*self.dir_fd_on(node, branch.id)?, path)
+            }
+        }
     }
 
     /// The directory is gone from the branch.
@@ -186,11 +252,11 @@ impl Union {
         &self,
         parent: &Arc<Node>,
         branch: BranchId,
-        lower: &Lower,
+        lower: &Redirect,
     ) -> Result<SmallVec<[Layer; 2]>> {
         let dirs = match lower {
-            Lower::FromRoot(path) => self.walk_from_root(branch, path)?,
-            Lower::Beside(name) => self.step_down(&self.dirs_below(parent, branch)?, name)?,
+            Redirect::FromRoot(path) => self.walk_from_root(branch, path)?,
+            Redirect::Beside(name) => self.step_down(&self.dirs_below(parent, branch)?, name)?,
         };
         let mut layers = SmallVec::new();
         for dir in dirs {
@@ -253,11 +319,11 @@ impl Union {
                         break;
                     }
                     match redirect {
-                        Some(Lower::FromRoot(path)) => {
+                        Some(Redirect::FromRoot(path)) => {
                             next.extend(self.walk_from_root(branch.id, &path)?);
                             break;
                         }
-                        Some(Lower::Beside(name)) => {
+                        Some(Redirect::Beside(name)) => {
                             next.extend(self.step_down(&dirs[at + 1..], &name)?);
                             break;
                         }
@@ -265,7 +331,8 @@ impl Union {
                     }
                 }
                 Ok(_) if branch.format == Format::Overlay => break,
-                Ok(_) | Err(Errno::NOENT) => {}
+                // A name that no branch can have is on none: overlayfs shows the upper part alone.
+                Ok(_) | Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
                 Err(err) => return Err(err),
             }
             if branch.honours_whiteouts() && branch.has_whiteout(&dir.fd, name)? {
@@ -297,23 +364,4 @@ impl LowerDir {
             path,
         }
     }
-}
-
-fn overlay_redirect(fd: &OwnedFd) -> Result<Option<Lower>> {
-    let target = xattr::Target::dir(fd.as_fd());
-    for name in [TRUSTED_REDIRECT, USER_REDIRECT] {
-        match target.get(name) {
-            // As overlayfs: what leads nowhere is an error, and never to other directories.
-            Ok(value) if !overlay::is_redirect(&value) => return Err(Errno::INVAL),
-            Ok(value) => {
-                return Ok(Some(match value.strip_prefix(b"/") {
-                    Some(path) => Lower::FromRoot(path.into()),
-                    None => Lower::Beside(value.into()),
-                }));
-            }
-            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {}
-            Err(err) => return Err(err),
-        }
-    }
-    Ok(None)
 }

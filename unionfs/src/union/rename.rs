@@ -11,15 +11,15 @@ use super::create::first_of;
 use super::moves::{Move, drop_idle_devices};
 use super::names::{Leaving, unname};
 use super::namespace::Need;
+use super::redirect::Lower;
 use crate::branch::Branch;
 use crate::branch::plinks::plink_name;
-use crate::branch::times::keep_times;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
 use crate::node::{Layer, Layers, Namespace, Node, Place, Present};
-use crate::spec::{DirOpaque, Format};
+use crate::spec::Format;
 use crate::sys::Name;
-use crate::sys::stat::{stat_at, stat_fd};
+use crate::sys::stat::stat_at;
 use crate::types::*;
 use parking_lot::{MutexGuard, RwLockWriteGuard};
 use rustix::fs::AtFlags;
@@ -81,14 +81,6 @@ impl Drop for Held<'_> {
             self.union.forget(id, 0);
         }
     }
-}
-
-/// How the moved directory keeps (or gives up) its lower parts.
-pub(super) enum Lower {
-    /// It has none, and must not get any at its new place unless that is harmless.
-    None { opaque: bool },
-    /// They stay where they are: these are the layers from now on.
-    Redirect(SmallVec<[Layer; 2]>),
 }
 
 impl Union {
@@ -484,80 +476,6 @@ impl Union {
             return Err(Errno::NOTEMPTY);
         }
         Ok(Some(ns))
-    }
-
-    /// What becomes of the lower parts of a directory that moves. EXDEV where they would be lost.
-    pub(super) fn plan_lower(
-        &self,
-        node: &Arc<Node>,
-        branch: &Branch,
-        below: bool,
-    ) -> Result<Lower> {
-        if node.kind != Kind::Dir {
-            return Ok(Lower::None { opaque: false });
-        }
-        let layers = node.layers();
-        let always = self.options().dir_opaque == DirOpaque::Always;
-        if layers.len() <= 1 {
-            return Ok(Lower::None {
-                opaque: below || always,
-            });
-        }
-        let ns = self.ns_read(node, Need::Listing)?;
-        let lower_is_empty = ns
-            .index
-            .as_ref()
-            .is_some_and(|i| i.iter_from(0).all(|(_, _, _, top, _)| top == branch.id))
-            && ns.index.as_ref().is_some_and(|i| {
-                i.iter_from(0).all(
-                    |(_, name, ..)| !matches!(i.get(name), Found::Present(p) if p.layers.len() > 1),
-                )
-            });
-        drop(ns);
-        if lower_is_empty {
-            // A redirect that was recorded earlier is given up.
-            let redirected = layers.iter().any(|l| l.path.is_some());
-            return Ok(Lower::None {
-                opaque: below || always || redirected,
-            });
-        }
-        if !self.options().dir_rename {
-            return Err(Errno::XDEV);
-        }
-        let mut moved: SmallVec<[Layer; 2]> = (*layers).clone();
-        for layer in moved.iter_mut().filter(|l| l.branch != branch.id) {
-            layer.path = Some(self.layer_path(node, layer.branch)?.into());
-        }
-        Ok(Lower::Redirect(moved))
-    }
-
-    /// Marks that change nothing while the directory is still at its old place.
-    pub(super) fn mark_source(
-        &self,
-        node: &Arc<Node>,
-        branch: &Branch,
-        lower: &Lower,
-    ) -> Result<()> {
-        match lower {
-            Lower::None { opaque: false } => Ok(()),
-            Lower::None { opaque: true } => {
-                let dir = self.dir_fd_on(node, branch.id)?;
-                let before = stat_fd(&*dir)?;
-                branch.set_opaque(&dir)?;
-                if branch.format == Format::Aufs {
-                    // The mark is a file in it.
-                    keep_times(&dir, &before);
-                }
-                Ok(())
-            }
-            Lower::Redirect(layers) => {
-                let path = layers
-                    .iter()
-                    .find_map(|l| l.path.as_ref().filter(|_| l.branch != branch.id))
-                    .ok_or(Errno::XDEV)?;
-                self.set_redirect(branch, &*self.dir_fd_on(node, branch.id)?, path)
-            }
-        }
     }
 
     /// `real`: the inode that was renamed on the branch.
