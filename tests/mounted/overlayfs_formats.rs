@@ -289,10 +289,11 @@ fn data_that_is_nowhere_is_an_error_not_holes() {
         &w,
         "up2",
         "truncate -s 6 forged; chown 1000 forged; setfattr -n user.overlay.metacopy forged; \
-        setfattr -n user.overlay.redirect -v /secret forged",
+        setfattr -n user.overlay.redirect -v /secret forged
+        touch empty; setfattr -n trusted.overlay.metacopy empty",
     );
     w.mounted(&options(&w, &["up2", "up1", "low"], None), || {
-        for name in ["twice", "newer", "forged"] {
+        for name in ["twice", "newer", "forged", "empty"] {
             let read = fs::read(w.path("m").join(name)).map(drop);
             assert_eq!(error_of(read), Some(libc::EIO), "{name}");
         }

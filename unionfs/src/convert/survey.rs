@@ -45,7 +45,7 @@ impl fmt::Display for Why {
             Self::Device => "a 0/0 device would become a whiteout: remove it",
             Self::Attribute => "an overlay attribute would become a mark: remove it",
             Self::Metacopy => {
-                "its data is on another branch: mount the overlay and open it for writing first"
+                "its data is on another branch: touch it in a mount by uaufs first"
             }
             Self::Escaped => "attributes of an overlay inside (overlay.overlay.*): move its layers elsewhere first",
             Self::Unsound => "not sound: run `uaufs fsck --repair` first",

@@ -24,7 +24,7 @@ impl Union {
         }
         let stat = self.with_place(node, |branch, loc| branch.shown(loc, loc.stat()?))?;
         let mut attr = self.file_attr(node, &stat);
-        self.count_blocks(node, &mut attr);
+        self.check_data(node, &mut attr)?;
         Ok(attr)
     }
 

@@ -80,27 +80,28 @@ impl Union {
             _ => dir.id,
         };
         let (node, _) = self.nodes.get_or_insert(id, 1, || unreachable_root(dir));
-        let attr = self.counted_attr(&node)?;
+        let attr = self.attr_of(&node).inspect_err(|_| self.forget(id, 1))?;
         Ok(Lookup::Found(Entry {
             attr,
             generation: node.generation,
         }))
     }
 
-    /// Attributes of a node of which a reference was counted for the kernel: given back on failure.
-    fn counted_attr(&self, node: &Arc<Node>) -> Result<Attr> {
-        self.attr_of(node).inspect_err(|_| self.forget(node.id, 1))
+    fn child_attr(&self, child: &Child) -> Result<Attr> {
+        let mut attr = self.file_attr(&child.node, &child.stat);
+        self.check_data(&child.node, &mut attr)?;
+        Ok(attr)
     }
 
-    /// Attributes of a child, after the directory's lock was dropped.
+    /// Attributes of a child, after the directory's lock was dropped. The reference that was counted
+    /// for the kernel is given back on failure.
     pub(super) fn entry(&self, child: &Child) -> Result<Entry> {
         let attr = if child.elsewhere || child.node.kind == Kind::Dir {
-            self.counted_attr(&child.node)?
+            self.attr_of(&child.node)
         } else {
-            let mut attr = self.file_attr(&child.node, &child.stat);
-            self.count_blocks(&child.node, &mut attr);
-            attr
+            self.child_attr(child)
         };
+        let attr = attr.inspect_err(|_| self.forget(child.node.id, 1))?;
         Ok(Entry {
             attr,
             generation: child.node.generation,

@@ -93,16 +93,24 @@ impl Union {
         self.with_place(node, |branch, loc| self.lacks_data(node, branch, loc))
     }
 
-    /// A file whose data is below must not look like one big hole: programs that copy holes as such
-    /// would not read it. Only what looks like that is looked at. The caller holds no directory
-    /// lock.
-    pub(super) fn count_blocks(&self, node: &Arc<Node>, attr: &mut Attr) {
-        if attr.size > attr.blocks.saturating_mul(512)
+    /// What the attributes of a file whose data is below have to say; only what looks like one is
+    /// looked at. It must not look like one big hole: programs that copy holes as such would not
+    /// read it. The caller holds no directory lock.
+    ///
+    /// # Errors
+    /// EIO for an empty one without data below: nobody reads it, so nothing else would tell.
+    pub(super) fn check_data(&self, node: &Arc<Node>, attr: &mut Attr) -> Result<()> {
+        let (size, blocks) = (attr.size, attr.blocks);
+        if (size == 0 || size > blocks.saturating_mul(512))
             // If it cannot be told, opening it tells why.
             && self.has_data_below(node).unwrap_or(false)
         {
-            attr.blocks = attr.size.div_ceil(512);
+            if size == 0 {
+                self.data_fd(node)?;
+            }
+            attr.blocks = size.div_ceil(512);
         }
+        Ok(())
     }
 
     /// A readonly descriptor of the data of a file that has none of its own. Takes no directory
