@@ -8,7 +8,7 @@
 use crate::errno::{Errno, Result};
 use crate::sys::Name;
 use crate::sys::loc::open_beneath;
-use crate::sys::walk::{Step, entries, tree};
+use crate::sys::walk::{Step, entries, joined, tree};
 use crate::types::Kind;
 use rustc_hash::FxHashSet;
 use rustix::fd::OwnedFd;
@@ -81,13 +81,26 @@ impl Hidden {
 
     /// Where it is written down, from the root of the branch, that `name` in `dir` is hidden.
     pub fn mark(&self, dir: &[u8], name: &[u8]) -> Vec<u8> {
-        let slash: &[u8] = if dir.is_empty() { b"" } else { b"/" };
-        [self.meta, b"/", dir, slash, name, TAG].concat()
+        [self.meta, b"/", &joined(dir, name), TAG].concat()
     }
 
     /// What it hides in the directory at `dir`.
     pub fn names(&self, dir: &[u8]) -> impl Iterator<Item = &Name> {
         self.dirs.get(dir).into_iter().flatten()
+    }
+
+    /// The names in the directory at `dir` through which the way to something hidden leads.
+    pub fn ways<'a>(&'a self, dir: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        let from = match dir {
+            b"" => Vec::new(),
+            dir => joined(dir, b""),
+        };
+        let len = from.len();
+        let below = self.dirs.range(from.clone()..).map(|(path, _)| path);
+        let below = below.take_while(move |path| path.starts_with(&from));
+        below
+            .filter_map(move |path| path[len..].split(|b| *b == b'/').next())
+            .filter(|name| !name.is_empty())
     }
 
     /// The directories in which it hides something, parents first, with the names.
@@ -122,6 +135,9 @@ mod tests {
         let dirs: Vec<&[u8]> = hidden.dirs().map(|(path, _)| path).collect();
         assert_eq!(dirs, [&b""[..], b"a", b"a/b"]);
         assert_eq!(hidden.names(b"a/b").count(), 1);
+        assert!(hidden.ways(b"").all(|name| name == b"a"));
+        assert_eq!(hidden.ways(b"a").collect::<Vec<_>>(), [b"b"]);
+        assert_eq!(hidden.ways(b"a/b").count(), 0);
         assert_eq!(hidden.mark(b"a", b"gone"), b".unionfs-fuse/a/gone_HIDDEN~");
     }
 }

@@ -5,6 +5,7 @@
 
 use crate::errno::{Errno, Result};
 use crate::sys::RealStat;
+use crate::sys::walk::joined;
 use crate::sys::xattr::{self, Target};
 use crate::types::Kind;
 use rustix::fd::{AsFd, BorrowedFd};
@@ -220,8 +221,7 @@ impl Redirect {
     pub fn path_in(&self, parent: &[u8]) -> Vec<u8> {
         match self {
             Self::FromRoot(path) => path.to_vec(),
-            Self::Beside(name) if parent.is_empty() => name.to_vec(),
-            Self::Beside(name) => [parent, b"/", name].concat(),
+            Self::Beside(name) => joined(parent, name),
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::branch::offline::{Offline, existing};
 use crate::errno::{Errno, Result};
 use crate::sys::loc::open_beneath;
 use crate::sys::stat::{stat_at, stat_fd};
+use crate::sys::walk::joined;
 use crate::sys::{Loc, RealStat, creds, remove, xattr};
 use crate::types::{Kind, SetTime};
 use crate::whiteout::{BASE, OPAQUE, whiteout_name};
@@ -116,7 +117,7 @@ impl FromHidden<'_> {
         for part in parts(path) {
             // What is hidden on the way is hidden whole, but for what the branch itself holds.
             hidden |= self.hidden.hides(&walked, part);
-            walked = super::joined(&walked, part);
+            walked = joined(&walked, part);
             if !here {
                 continue;
             }
@@ -146,7 +147,7 @@ impl FromHidden<'_> {
         let mut dir = rustix::io::dup(self.root)?;
         let mut walked: Vec<u8> = Vec::new();
         for part in parts(path) {
-            walked = super::joined(&walked, part);
+            walked = joined(&walked, part);
             if kind_of(&dir, part)?.is_none() {
                 let Some(lower) = self.seen_below(&walked)? else {
                     return Ok(None);

@@ -22,7 +22,7 @@ use crate::errno::{Errno, Result};
 use crate::setup::SetupError;
 use crate::spec::Format;
 use crate::sys::stat::{RealStat, stat_at, stat_fd};
-use crate::sys::walk::{Children, Here, Step, entries, tree};
+use crate::sys::walk::{Children, Here, Step, entries, joined, tree};
 use crate::sys::{Loc, Name, xattr};
 use crate::types::{Kind, SetTime};
 use from_hidden::FromHidden;
@@ -261,15 +261,6 @@ fn dirs_of(names: Vec<(Name, Kind)>) -> impl Iterator<Item = Name> {
         .into_iter()
         .filter(|(name, kind)| *kind == Kind::Dir && !crate::whiteout::is_reserved(name));
     dirs.map(|(name, _)| name)
-}
-
-fn joined(dir: &[u8], name: &[u8]) -> Vec<u8> {
-    let mut path = dir.to_vec();
-    if !path.is_empty() {
-        path.push(b'/');
-    }
-    path.extend_from_slice(name);
-    path
 }
 
 /// The attributes of an entry.

@@ -7,6 +7,7 @@ use crate::spec::Format;
 use crate::sys::loc::open_listing;
 use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
+use crate::sys::walk::joined;
 use crate::sys::xattr;
 use crate::types::{Kind, Timestamp};
 use crate::whiteout::{NameClass, classify};
@@ -14,6 +15,7 @@ use rustc_hash::FxHashMap;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::Dir;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Names of a directory with their types.
@@ -42,6 +44,22 @@ impl Member {
         }
     }
 
+    /// Is `name` in the directory at `path` one of the names that are hidden elsewhere than in their
+    /// directory (see [`crate::branch::hidden`])?
+    pub(super) fn hides(&self, path: &[u8], name: &[u8]) -> bool {
+        let hidden = &self.branch.hidden;
+        hidden.as_ref().is_some_and(|h| h.hides(path, name))
+    }
+
+    /// All of those in a directory.
+    pub(super) fn hidden_in(&self, path: &[u8]) -> BTreeSet<Vec<u8>> {
+        let hidden = self.branch.hidden.iter();
+        hidden
+            .flat_map(|h| h.names(path))
+            .map(|n| n.to_vec())
+            .collect()
+    }
+
     fn redirect_of(&self, dir: &OwnedFd) -> Result<Option<Redirect>> {
         if self.branch.format == Format::Aufs {
             if self.redirects.is_empty() {
@@ -63,6 +81,8 @@ pub(super) struct Level {
     /// Position of the branch among the lower ones.
     at: usize,
     dir: Arc<OwnedFd>,
+    /// From the root of the branch.
+    path: Vec<u8>,
 }
 
 /// What a name is on one branch.
@@ -87,14 +107,21 @@ pub(super) fn look(branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<Here> 
 }
 
 /// Names of a directory on one branch: those that exist, and those that it hides below it.
-pub(super) fn read(branch: &Branch, dir: &OwnedFd) -> Result<(Names, BTreeSet<Vec<u8>>)> {
+pub(super) fn read(
+    member: &Member,
+    dir: &OwnedFd,
+    path: &[u8],
+) -> Result<(Names, BTreeSet<Vec<u8>>)> {
+    let branch = &member.branch;
     let listing = open_listing(dir)?;
-    let (mut names, mut hidden) = (Names::new(), BTreeSet::new());
+    let (mut names, mut hidden) = (Names::new(), member.hidden_in(path));
+    let notes = branch.hidden.as_ref().filter(|_| path.is_empty());
     for entry in Dir::new(listing)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         match classify(name) {
             _ if name == b"." || name == b".." => {}
+            _ if notes.is_some_and(|hidden| name == hidden.meta()) => {}
             NameClass::Whiteout(gone) if branch.honours_whiteouts() => {
                 hidden.insert(gone.to_vec());
             }
@@ -122,13 +149,19 @@ impl Stack {
         &self.0[level.at].branch
     }
 
+    /// Do branches that need not hold the directory at `path` hide a name in it?
+    fn hidden_by(&self, branches: Range<usize>, path: &[u8], name: &[u8]) -> bool {
+        self.0[branches].iter().any(|m| m.hides(path, name))
+    }
+
     /// The root on the branches from number `first` on, as far as they show through.
     pub(super) fn roots(&self, first: usize) -> Result<Vec<Level>> {
         let mut found = Vec::new();
         for (at, member) in self.0.iter().enumerate().skip(first) {
             let dir = member.branch.root.clone();
             let opaque = member.branch.honours_whiteouts() && member.branch.is_opaque(&dir)?;
-            found.push(Level { at, dir });
+            let path = Vec::new();
+            found.push(Level { at, dir, path });
             if opaque {
                 break;
             }
@@ -138,7 +171,12 @@ impl Stack {
 
     /// What shows through under `name`.
     pub(super) fn kind_of(&self, levels: &[Level], name: &[u8]) -> Result<Option<Kind>> {
+        let mut looked = 0;
         for level in levels {
+            if self.hidden_by(looked..level.at, &level.path, name) {
+                return Ok(None);
+            }
+            looked = level.at;
             let branch = self.branch(level);
             match look(branch, &level.dir, name)? {
                 Here::Entry(kind) => return Ok(Some(kind)),
@@ -156,8 +194,12 @@ impl Stack {
     pub(super) fn visible(&self, levels: &[Level]) -> Result<Names> {
         let mut all = Names::new();
         let mut gone = BTreeSet::new();
+        let mut looked = 0;
         for level in levels {
-            let (names, hidden) = read(self.branch(level), &level.dir)?;
+            let above = self.0[looked..level.at].iter();
+            gone.extend(above.flat_map(|m| m.hidden_in(&level.path)));
+            looked = level.at + 1;
+            let (names, hidden) = read(&self.0[level.at], &level.dir, &level.path)?;
             for (name, kind) in names {
                 if !gone.contains(&name) {
                     all.entry(name).or_insert(kind);
@@ -171,7 +213,12 @@ impl Stack {
     /// The directory `name` as it shows through; empty if something else does.
     pub(super) fn enter(&self, levels: &[Level], name: &[u8]) -> Result<Vec<Level>> {
         let mut found: Vec<Level> = Vec::new();
+        let mut looked = 0;
         for (i, level) in levels.iter().enumerate() {
+            if self.hidden_by(looked..level.at, &level.path, name) {
+                break;
+            }
+            looked = level.at;
             let branch = self.branch(level);
             match look(branch, &level.dir, name)? {
                 Here::Entry(Kind::Dir) => {
@@ -189,7 +236,8 @@ impl Stack {
                         true => self.below_renamed(&self.0[at], &dir, at + 1, beside)?,
                         false => None,
                     };
-                    found.push(Level { at, dir });
+                    let path = joined(&level.path, name);
+                    found.push(Level { at, dir, path });
                     if let Some(moved) = moved {
                         found.extend(moved);
                         break;

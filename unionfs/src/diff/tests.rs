@@ -109,6 +109,39 @@ fn an_entry_beside_its_whiteout_wins() {
 }
 
 #[test]
+fn what_unionfs_fuse_hides_is_gone() {
+    let upper = [
+        ".unionfs/gone_HIDDEN~",
+        ".unionfs/never_HIDDEN~",
+        ".unionfs/d/e/x_HIDDEN~",
+        ".unionfs/gone/y_HIDDEN~",
+        ".unionfs/again_HIDDEN~/",
+        "again/new",
+        "f",
+    ];
+    let lower = ["gone/y", "d/e/x", "d/e/z", "again/old", "f"];
+    assert_eq!(
+        lines(&upper, &[&lower]),
+        [
+            "M /again",
+            "A /again/new",
+            "D /again/old",
+            "M /d",
+            "M /d/e",
+            "D /d/e/x",
+            "M /f",
+            "D /gone",
+        ]
+    );
+    // On a branch between, which does not hold the directory.
+    let middle = [".unionfs/d/e/x_HIDDEN~", ".unionfs/again_HIDDEN~"];
+    assert_eq!(
+        lines(&["d/e/x", "again/old"], &[&middle, &lower]),
+        ["A /again", "A /again/old", "M /d", "M /d/e", "A /d/e/x"]
+    );
+}
+
+#[test]
 fn another_type_is_told_in_json() {
     let dir = tempfile::tempdir().unwrap();
     let (u, l) = (dir.path().join("u"), dir.path().join("l"));

@@ -122,10 +122,11 @@ impl Walk<'_> {
 
     /// Lists what is to be told of a directory.
     fn push(&mut self, dir: Option<Arc<OwnedFd>>, before: Vec<Level>, below: Below) -> Result<()> {
-        let (mut here, mut gone) = (Names::new(), Default::default());
-        if let Some(dir) = &dir {
-            (here, gone) = read(&self.upper.branch, dir)?;
-        }
+        let path = self.path.strip_prefix(b"/").unwrap_or_default();
+        let (here, gone) = match &dir {
+            Some(dir) => read(&self.upper, dir, path)?,
+            None => (Names::new(), self.upper.hidden_in(path)),
+        };
         let mut todo: std::collections::BTreeMap<Vec<u8>, What> = Default::default();
         if let Below::Other(levels) = &below {
             let through = self.lowers.visible(levels)?;
@@ -136,6 +137,13 @@ impl Walk<'_> {
             }
             for name in self.lowers.visible(&before)?.into_keys() {
                 todo.entry(name).or_insert(What::Gone);
+            }
+        } else {
+            // Something is hidden below directories that need not be on the branch itself.
+            for name in self.upper.branch.hidden.iter().flat_map(|h| h.ways(path)) {
+                if self.lowers.kind_of(&before, name)? == Some(Kind::Dir) {
+                    todo.insert(name.to_vec(), What::Here(Kind::Dir));
+                }
             }
         }
         todo.extend(gone.into_iter().map(|name| (name, What::Gone)));
@@ -215,10 +223,14 @@ impl Walk<'_> {
             },
             None => None,
         };
-        let hidden = match &frame.dir {
-            Some(parent) => self.upper.branch.has_whiteout(parent, name)?,
-            None => false,
-        };
+        let parent = self.path[..frame.path]
+            .strip_prefix(b"/")
+            .unwrap_or_default();
+        let hidden = self.upper.hides(parent, name)
+            || match &frame.dir {
+                Some(dir) => self.upper.branch.has_whiteout(dir, name)?,
+                None => false,
+            };
         let cut = match &dir {
             Some(dir) => hidden || self.upper.branch.is_opaque(dir)?,
             None => false,

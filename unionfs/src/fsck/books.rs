@@ -7,14 +7,10 @@ use crate::branch::offline::existing;
 use crate::branch::{log, plinks};
 use crate::errno::Result;
 use crate::sys::stat::stat_at;
-use crate::sys::walk::entries;
+use crate::sys::walk::{entries, joined};
 use crate::types::Kind;
 use crate::whiteout::{CONVERTING, ORPHAN_DIR, PLINK_DIR, STORE_DIR};
 use rustix::fd::{AsFd, OwnedFd};
-
-fn joined(dir: &[u8], name: &[u8]) -> Vec<u8> {
-    [dir, b"/", name].concat()
-}
 
 impl Checker<'_> {
     /// Checks everything that can be judged without the tree; returns the recorded redirects, which

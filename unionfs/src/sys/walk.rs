@@ -28,13 +28,14 @@ pub struct Here<'a> {
 impl Here<'_> {
     /// The path of an entry.
     pub fn join(&self, name: &[u8]) -> Vec<u8> {
-        let mut path = self.path.to_vec();
-        if !path.is_empty() {
-            path.push(b'/');
-        }
-        path.extend_from_slice(name);
-        path
+        joined(self.path, name)
     }
+}
+
+/// The path of a name in the directory at `dir`; the root is empty.
+pub fn joined(dir: &[u8], name: &[u8]) -> Vec<u8> {
+    let slash: &[u8] = if dir.is_empty() { b"" } else { b"/" };
+    [dir, slash, name].concat()
 }
 
 /// What a walk meets.

@@ -18,6 +18,7 @@ use crate::node::{Layer, Node};
 use crate::spec::{DirOpaque, Format};
 use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
+use crate::sys::walk::joined;
 use crate::sys::{RealStat, xattr};
 use crate::types::{BranchId, Kind, NodeId, Timestamp};
 use dashmap::DashMap;
@@ -353,15 +354,10 @@ pub(super) struct LowerDir {
 
 impl LowerDir {
     fn enter(&self, name: &[u8], fd: Arc<OwnedFd>) -> Self {
-        let mut path = self.path.clone();
-        if !path.is_empty() {
-            path.push(b'/');
-        }
-        path.extend_from_slice(name);
         Self {
             branch: self.branch.clone(),
             fd,
-            path,
+            path: joined(&self.path, name),
         }
     }
 }
