@@ -372,6 +372,29 @@ fn obstacles_are_told_and_nothing_is_changed() {
 }
 
 #[test]
+fn owners_in_an_attribute_are_not_lost() {
+    let f = Fixture::new();
+    f.put("rw/f", "f");
+    let name = "user.fuseoverlayfs.override_stat";
+    for (file, kept) in [("rw", "0:0:40755"), ("rw/f", "5:6:104755")] {
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::lsetxattr(f.path(file), name, kept.as_bytes(), flags).unwrap();
+    }
+    let request = Request {
+        from: Some(Format::Overlay),
+        ..request(&f, Format::Aufs, false)
+    };
+    let Converted::Impossible(obstacles) = run(&request).unwrap() else {
+        panic!("converted");
+    };
+    let told = obstacles[0].why.to_string();
+    assert!(told.contains("xattr_permissions"), "{told}");
+    let mut value = [0; 16];
+    let len = rustix::fs::lgetxattr(f.path("rw/f"), name, &mut value[..]).unwrap();
+    assert_eq!(&value[..len], b"5:6:104755");
+}
+
+#[test]
 fn a_half_converted_branch_is_not_mounted_and_a_used_one_not_converted() {
     if !is_root() {
         return;

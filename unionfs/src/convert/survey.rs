@@ -2,6 +2,7 @@
 
 use super::{Job, attributes_at, books, dirs_of, is_null_device};
 use crate::branch::overlay::{self, Attributes, Opaque, Redirect};
+use crate::branch::owners::Owners;
 use crate::errno::{Errno, Result};
 use crate::shown::Shown;
 use crate::spec::Format;
@@ -25,6 +26,8 @@ pub enum Why {
     Metacopy,
     /// An attribute of an overlay within this one.
     Escaped,
+    /// Owners and modes are kept in an attribute, which the AUFS format does not read.
+    Owners,
     /// Something half made, or a mark that is none.
     Unsound,
     /// Records of AUFS's own dirren.
@@ -48,6 +51,9 @@ impl fmt::Display for Why {
                 "its data is on another branch: touch it in a mount by uaufs first"
             }
             Self::Escaped => "attributes of an overlay inside (overlay.overlay.*): move its layers elsewhere first",
+            Self::Owners => {
+                "owners are kept in an attribute (xattr_permissions): copy it through a mount instead"
+            }
             Self::Unsound => "not sound: run `uaufs fsck --repair` first",
             Self::AufsRecord => "a renamed directory's record of AUFS: it has no other form",
             Self::NeedsWorkdir => "has to move to a work directory: name one with --workdir",
@@ -98,6 +104,12 @@ impl Job {
             });
         }
         let root = rustix::io::dup(&self.root)?;
+        if to == Format::Aufs && Owners::on_root(&xattr::Target::dir(root.as_fd())).is_some() {
+            found.push(Obstacle {
+                path: Vec::new(),
+                why: Why::Owners,
+            });
+        }
         tree(&root, (), |step, ()| match step {
             Step::Dir(here) => match to {
                 Format::Overlay => self.survey_aufs(&here, &mut found),
