@@ -11,6 +11,7 @@ mod convert;
 mod fixture;
 mod fsck;
 mod merge;
+mod messages;
 #[allow(dead_code, reason = "shared with other tests")]
 #[path = "../common/trace.rs"]
 mod trace;

@@ -12,7 +12,7 @@ use crate::control::protocol::MergeHow;
 use crate::control::{Client, Failure, Listed, Query, Request};
 use crate::errno::Errno;
 use crate::setup::SetupError;
-use crate::shown::Shown;
+use crate::shown::ShowPath;
 use crate::spec::{BranchPerm, BranchSpec, Format, Grammar, MountFlags, MountSpec, Options, Udba};
 use crate::sys::procs;
 use crate::types::BranchId;
@@ -21,7 +21,7 @@ use crate::union::merge::{MergeOptions, Step};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use std::ops::ControlFlow;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 /// What lies below the lower branch, where no mount tells.
@@ -55,7 +55,7 @@ pub fn merge(job: &Job, tell: &mut dyn FnMut(&StepLine)) -> Result<Total, Failur
     let from = absolute(&job.from)?;
     let to = absolute(&job.to)?;
     if from == to {
-        let path = Shown(from.as_os_str().as_bytes()).to_string();
+        let path = from.shown().to_string();
         let why = "the branch is named twice: name the one to empty, then the one to receive";
         return Err(Failure::because(Errno::INVAL, path, why));
     }
@@ -85,7 +85,7 @@ pub fn merge(job: &Job, tell: &mut dyn FnMut(&StepLine)) -> Result<Total, Failur
 }
 
 fn out_of_reach(from: &Path) -> Failure {
-    let from = Shown(from.as_os_str().as_bytes()).to_string();
+    let from = from.shown().to_string();
     Failure::because(
         Errno::AGAIN,
         format_args!("{from}: in use"),
@@ -96,7 +96,7 @@ fn out_of_reach(from: &Path) -> Failure {
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::fs::canonicalize(path).map_err(|error| {
         let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-        let path = Shown(path.as_os_str().as_bytes()).to_string();
+        let path = path.shown().to_string();
         Failure::because(errno, path, "name an existing branch")
     })
 }
@@ -176,10 +176,7 @@ fn stack_of(from: &Path, to: &Path) -> Result<Vec<(PathBuf, String)>, SetupError
 fn wrong_order(from: &Path, to: &Path) -> SetupError {
     SetupError::Path {
         path: from.to_path_buf(),
-        what: format!(
-            "lies below {}: content is moved downwards only",
-            Shown(to.as_os_str().as_bytes())
-        ),
+        what: format!("lies below {}: content is moved downwards only", to.shown()),
         errno: Errno::INVAL,
     }
 }
@@ -216,8 +213,7 @@ fn merge_live(
 ) -> Result<Total, Failure> {
     let open = |path: &Path| -> Result<OwnedFd, Failure> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        openat(CWD, path, flags, Mode::empty())
-            .map_err(|errno| Failure::new(errno, Shown(path.as_os_str().as_bytes())))
+        openat(CWD, path, flags, Mode::empty()).map_err(|errno| Failure::new(errno, path.shown()))
     };
     let (upper, lower) = (open(from)?, open(to)?);
     let client = Client::connect(mountpoint)?;

@@ -16,6 +16,7 @@ use unionfs::fuse::notify::effects;
 use unionfs::fuse::{
     IoPlan, MountRequest, Mounted, ServeConfig, check_mountpoint, mount, plan, serve,
 };
+use unionfs::shown::ShowPath;
 use unionfs::spec::MountSpec;
 use unionfs::union::Union;
 
@@ -50,7 +51,7 @@ pub fn run(mut job: MountJob) -> anyhow::Result<u8> {
     check_mountpoint(&job.mountpoint)?;
     // The daemon changes directory, so nothing may stay relative.
     job.mountpoint = std::fs::canonicalize(&job.mountpoint)
-        .with_context(|| format!("{}", job.mountpoint.display()))?;
+        .with_context(|| format!("{}", job.mountpoint.shown()))?;
     for branch in &mut job.spec.branches {
         branch.path = std::path::absolute(&branch.path)?;
         branch.workdir = branch

@@ -1,6 +1,7 @@
 //! Errors of mounting: read by people, so they name the option or path and say what would be right.
 
 use crate::errno::{Errno, errno_name};
+use crate::shown::ShowPath;
 use std::path::{Path, PathBuf};
 
 /// Why a mount was refused.
@@ -15,7 +16,7 @@ pub enum SetupError {
         hint: String,
     },
     /// A path that cannot be used.
-    #[error("{}: {what} ({})", path.display(), errno_name(*errno))]
+    #[error("{}: {what} ({})", path.shown(), errno_name(*errno))]
     Path {
         /// The path as written.
         path: PathBuf,

@@ -2,12 +2,26 @@
 
 use serde::{Serialize, Serializer};
 use std::fmt::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 /// A path or name to be shown. As text, what would not survive a line of a terminal is escaped as
 /// in `\n` and `\xff` (and `\` as `\\`); in JSON it is a string, or a list of bytes where it is no
 /// UTF-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shown<'a>(pub &'a [u8]);
+
+/// Paths are shown the same way in every message and output.
+pub trait ShowPath {
+    /// The path to be shown.
+    fn shown(&self) -> Shown<'_>;
+}
+
+impl ShowPath for Path {
+    fn shown(&self) -> Shown<'_> {
+        Shown(self.as_os_str().as_bytes())
+    }
+}
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

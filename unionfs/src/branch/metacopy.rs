@@ -8,6 +8,7 @@
 use super::Branch;
 use super::overlay::{self, Attributes, NAMESPACES, Redirect};
 use crate::errno::{Errno, Result};
+use crate::shown::ShowPath;
 use crate::spec::Format;
 use crate::sys::RealStat;
 use crate::sys::xattr::Target;
@@ -54,7 +55,7 @@ impl Branch {
                 log::warn!(
                     "{}: a file without its data has a mark that others could have set \
                      (user.overlay.metacopy): give it to root, writable for nobody else",
-                    self.path.display()
+                    self.path.shown()
                 );
                 return Err(Errno::IO);
             }

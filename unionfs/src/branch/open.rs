@@ -8,6 +8,7 @@ use super::owners::Owners;
 use super::store::Store;
 use crate::errno::Errno;
 use crate::setup::SetupError;
+use crate::shown::ShowPath;
 use crate::spec::{BranchPerm, BranchSpec, Format, FormatWord, Grammar};
 use crate::sys::clone_tree::private_clone;
 use crate::sys::loc::open_beneath;
@@ -153,7 +154,7 @@ fn check_pair(a: &Extent<'_>, b: &Extent<'_>) -> Result<(), SetupError> {
     if a.directory == b.directory {
         let what = format!(
             "the same directory is a branch twice (also as {}): name it once",
-            a.path.display()
+            a.path.shown()
         );
         return Err(SetupError::path(b.path, Errno::EXIST, what));
     }
@@ -161,7 +162,7 @@ fn check_pair(a: &Extent<'_>, b: &Extent<'_>) -> Result<(), SetupError> {
         if outer.writable && inner.path.starts_with(outer.path) {
             let what = format!(
                 "lies inside the writable branch {}: make that one readonly or move this one out",
-                outer.path.display()
+                outer.path.shown()
             );
             return Err(SetupError::path(inner.path, Errno::INVAL, what));
         }
@@ -191,7 +192,7 @@ fn check_work(work: &Path, all: &[Candidate]) -> Result<(), SetupError> {
     };
     let what = format!(
         "workdir is written to, and {} is a branch: give a directory of its own",
-        branch.spec.path.display()
+        branch.spec.path.shown()
     );
     Err(SetupError::path(work, Errno::INVAL, what))
 }
@@ -387,7 +388,7 @@ fn deletions(c: &Candidate, root: &OwnedFd) -> Result<Option<Arc<Hidden>>, Setup
     })?;
     let hidden = read.filter(|hidden| hidden.dirs().next().is_some());
     if hidden.is_some() {
-        log::info!("{}: written by unionfs-fuse", c.spec.path.display());
+        log::info!("{}: written by unionfs-fuse", c.spec.path.shown());
     }
     Ok(hidden.map(Arc::new))
 }
@@ -411,7 +412,7 @@ fn open_work(path: &Path, branch: &Candidate) -> Result<OwnedFd, SetupError> {
     if stat.dev != branch.dev {
         let what = format!(
             "workdir must be on the same filesystem as upperdir {}",
-            branch.spec.path.display()
+            branch.spec.path.shown()
         );
         return Err(SetupError::path(path, Errno::XDEV, what));
     }
@@ -419,7 +420,7 @@ fn open_work(path: &Path, branch: &Candidate) -> Result<OwnedFd, SetupError> {
     if real.starts_with(&branch.real_path) {
         let what = format!(
             "workdir must not lie inside upperdir {}",
-            branch.spec.path.display()
+            branch.spec.path.shown()
         );
         return Err(SetupError::path(path, Errno::INVAL, what));
     }

@@ -5,14 +5,13 @@ use clap::Args;
 use rustc_hash::FxHashSet;
 use serde_json::{Value, json};
 use std::io::Write as _;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use unionfs::control::ask::ask_at;
 use unionfs::control::query::Held;
 use unionfs::control::users::{User, device_of, users};
 use unionfs::control::{Listed, Query};
 use unionfs::ostext::OsText;
-use unionfs::shown::Shown;
+use unionfs::shown::ShowPath;
 
 /// Which branch of which mount.
 #[derive(Args, Debug, PartialEq, Eq)]
@@ -38,7 +37,7 @@ pub fn run(args: &BusyArgs) -> anyhow::Result<u8> {
     let Some(branch) = branches.iter().find(|b| b.path.path() == wanted) else {
         bail!(
             "{}: no such branch (ENOENT): `uaufs ctl MOUNTPOINT list` shows them",
-            Shown(args.branch.as_os_str().as_bytes())
+            args.branch.shown()
         );
     };
     let held: Vec<Held> = ask_at(&args.mountpoint, &Query::Held { branch: branch.id })?;

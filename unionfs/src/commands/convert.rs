@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use unionfs::convert::{self, End, Request};
-use unionfs::shown::Shown;
+use unionfs::shown::ShowPath;
 
 /// A conversion that is asked for.
 #[derive(Args, Debug, PartialEq, Eq)]
@@ -77,7 +77,7 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<u8> {
                 let path = args
                     .branch
                     .join(std::ffi::OsStr::from_bytes(&obstacle.path));
-                let path = Shown(path.as_os_str().as_bytes());
+                let path = path.shown();
                 if !args.json {
                     writeln!(out, "{path}: {}", obstacle.why)?;
                 }
@@ -85,7 +85,7 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<u8> {
             let count = obstacles.len();
             eprintln!(
                 "uaufs: {}: {count} obstacles, nothing was changed: see the list",
-                args.branch.display()
+                args.branch.shown()
             );
             return Ok(4);
         }

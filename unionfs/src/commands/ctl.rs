@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use unionfs::control::ask::ask_at;
 use unionfs::control::{Client, Listed, Query, Request};
 use unionfs::ostext::OsText;
-use unionfs::shown::Shown;
+use unionfs::shown::{ShowPath, Shown};
 use unionfs::spec::aufs::{Change, Changes, NewBranch, parse_change};
 use unionfs::spec::{MountSetting, Setting};
 
@@ -109,7 +109,7 @@ pub fn run(args: &CtlArgs) -> anyhow::Result<u8> {
             NewBranch { path, perm: None } => {
                 bail!(
                     "mod {}: needs a permission (EINVAL): as in PATH=ro+wh",
-                    Shown(path.as_os_str().as_bytes())
+                    path.shown()
                 )
             }
         },
@@ -194,9 +194,7 @@ fn carry_out(
 }
 
 fn change_name(path: Option<&Path>) -> String {
-    path.map_or_else(String::new, |path| {
-        Shown(path.as_os_str().as_bytes()).to_string()
-    })
+    path.map_or_else(String::new, |path| path.shown().to_string())
 }
 
 fn open_branch(path: &Path) -> anyhow::Result<OwnedFd> {

@@ -10,7 +10,6 @@ use rustix::fs::{FlockOperation, flock};
 use serde_json::json;
 use std::cell::Cell;
 use std::io::Write as _;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use unionfs::control::Query;
@@ -18,7 +17,7 @@ use unionfs::control::ask::{ask_at, open};
 use unionfs::control::query::Hello;
 use unionfs::control::tiering::{Marks, Pass, Tier, Told, tiers};
 use unionfs::errno::Errno;
-use unionfs::shown::Shown;
+use unionfs::shown::{ShowPath, Shown};
 
 /// What is moved when.
 ///
@@ -73,7 +72,7 @@ pub fn run(args: &FhsmArgs) -> anyhow::Result<u8> {
     let first = tiers(&args.mountpoint, marks)?;
     for (branch, _) in &single {
         if !first.iter().any(|tier| tier.path == *branch) {
-            let branch = Shown(branch.as_os_str().as_bytes());
+            let branch = branch.shown();
             bail!(
                 "--branch {branch}: no branch with +fhsm: `uaufs ctl MOUNTPOINT list` shows them"
             );
@@ -107,7 +106,7 @@ fn lock(root: impl AsFd, mountpoint: &Path) -> anyhow::Result<()> {
         Ok(()) => Ok(()),
         Err(Errno::WOULDBLOCK) => bail!(
             "{}: another `uaufs fhsm` is at work (EBUSY): one for each mount",
-            Shown(mountpoint.as_os_str().as_bytes())
+            mountpoint.shown()
         ),
         Err(errno) => Err(errno.into()),
     }
@@ -144,7 +143,7 @@ fn pass(args: &FhsmArgs, tiers: &[Tier], signals: &Signals) -> anyhow::Result<()
 }
 
 fn as_text(told: &Told<'_>) -> String {
-    let shown = |path: &Path| Shown(path.as_os_str().as_bytes()).to_string();
+    let shown = |path: &Path| path.shown().to_string();
     match told {
         Told::Moved {
             path,
@@ -173,7 +172,7 @@ fn as_text(told: &Told<'_>) -> String {
 }
 
 fn as_json(told: &Told<'_>) -> String {
-    let shown = |path: &Path| json!(Shown(path.as_os_str().as_bytes()));
+    let shown = |path: &Path| json!(path.shown());
     let line = match told {
         Told::Moved {
             path,

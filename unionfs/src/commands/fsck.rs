@@ -7,7 +7,7 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use unionfs::fsck::{self, Outcome, Report};
-use unionfs::shown::Shown;
+use unionfs::shown::ShowPath;
 use unionfs::spec::Format;
 
 /// A check that is asked for.
@@ -103,7 +103,7 @@ fn print(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
     for branch in &report.branches {
         for finding in &branch.findings {
             let path = branch.path.join(OsStr::from_bytes(&finding.path));
-            let path = Shown(path.as_os_str().as_bytes());
+            let path = path.shown();
             write!(out, "{path}: {}", finding.problem)?;
             match finding.outcome {
                 Outcome::Note => writeln!(out)?,

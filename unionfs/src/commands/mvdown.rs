@@ -5,13 +5,12 @@ use clap::Args;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use unionfs::control::protocol::MoveWhich;
 use unionfs::control::{Client, Request};
 use unionfs::errno::errno_name;
 use unionfs::ostext::OsText;
-use unionfs::shown::Shown;
+use unionfs::shown::ShowPath;
 use unionfs::sys::stat::stat_fd;
 
 /// Files to be moved.
@@ -54,7 +53,7 @@ pub fn run(args: &MvdownArgs) -> anyhow::Result<u8> {
     let mut code = 0;
     for file in &args.files {
         let done = move_one(args, file, from.as_ref(), to.as_ref());
-        let path = Shown(file.as_os_str().as_bytes());
+        let path = file.shown();
         match (&done, args.json) {
             (Ok(bytes), true) => {
                 let line = serde_json::json!({"path": path, "moved": true, "bytes": bytes});
@@ -115,7 +114,7 @@ fn move_one(
 fn open_dir(path: &Path) -> anyhow::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat(CWD, path, flags, Mode::empty()).map_err(|errno| {
-        let path = Shown(path.as_os_str().as_bytes());
+        let path = path.shown();
         anyhow::anyhow!("{path}: cannot be opened ({})", errno_name(errno))
     })
 }

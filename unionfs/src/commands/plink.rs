@@ -4,12 +4,11 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use unionfs::control::{Client, Request};
 use unionfs::ostext::OsText;
-use unionfs::shown::Shown;
+use unionfs::shown::ShowPath;
 
 /// What is to be done with the pseudo-links of a mount.
 ///
@@ -68,7 +67,7 @@ pub fn run(args: &PlinkArgs) -> anyhow::Result<u8> {
 }
 
 fn list(names: &BTreeMap<u64, Vec<Found>>, json: bool) -> anyhow::Result<()> {
-    let shown = |path: &Path| Shown(path.as_os_str().as_bytes()).to_string();
+    let shown = |path: &Path| path.shown().to_string();
     if json {
         let all: Vec<Value> = names
             .iter()
@@ -99,7 +98,7 @@ fn flush(
 ) -> anyhow::Result<u8> {
     let (mut linked, mut kept) = (0, 0);
     for (parent, path) in names.values().flatten() {
-        let shown = Shown(path.as_os_str().as_bytes());
+        let shown = path.shown();
         let name = path.file_name().context("a name")?.to_owned();
         let request = Request::PlinkUp {
             parent: *parent,
@@ -134,7 +133,7 @@ fn names_of(top: &Path, numbers: &BTreeSet<u64>) -> anyhow::Result<BTreeMap<u64,
     let mut names: BTreeMap<u64, Vec<Found>> = BTreeMap::new();
     let mut todo = vec![top.to_path_buf()];
     while let Some(dir) = todo.pop() {
-        let shown = || format!("{}", Shown(dir.as_os_str().as_bytes()));
+        let shown = || format!("{}", dir.shown());
         let meta = std::fs::symlink_metadata(&dir).with_context(shown)?;
         if meta.dev() != device {
             continue;

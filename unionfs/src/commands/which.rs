@@ -12,7 +12,7 @@ use unionfs::control::{Query, ask};
 use unionfs::errno::Errno;
 use unionfs::ostext::OsText;
 use unionfs::setup::SetupError;
-use unionfs::shown::Shown;
+use unionfs::shown::{ShowPath, Shown};
 
 /// What is asked about.
 #[derive(Args, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub fn run(args: &WhichArgs) -> anyhow::Result<u8> {
         return Ok(0);
     }
     for (path, which) in &found {
-        write!(out, "{}: ", Shown(path.as_os_str().as_bytes()))?;
+        write!(out, "{}: ", path.shown())?;
         match which.serving {
             Some(index) => writeln!(out, "served by branch {index}")?,
             None => writeln!(out, "not in the union")?,

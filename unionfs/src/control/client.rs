@@ -6,6 +6,7 @@ use super::protocol::{Failure, Frame, Outcome, Request};
 use super::query::{Hello, Query};
 use super::wire;
 use crate::errno::Errno;
+use crate::shown::ShowPath;
 use rustix::fd::{BorrowedFd, OwnedFd};
 use serde_json::Value;
 use std::path::Path;
@@ -22,7 +23,7 @@ impl Client {
     /// It is no union, it cannot be changed, or not by this user.
     pub fn connect(mountpoint: &Path) -> Result<Self, Failure> {
         let hello: Hello = ask_at(mountpoint, &Query::Hello)?;
-        let at = mountpoint.display();
+        let at = mountpoint.shown();
         let Some(socket) = hello.socket else {
             return Err(Failure::new(
                 Errno::OPNOTSUPP,
@@ -38,7 +39,7 @@ impl Client {
             Err(errno) => Err(Failure::because(
                 errno,
                 format_args!("{at}: the mount's control socket cannot be reached"),
-                socket.path().display(),
+                socket.path().shown(),
             )),
         }
     }

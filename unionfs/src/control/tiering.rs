@@ -10,6 +10,7 @@ use super::query::{Listed, Query};
 use super::users::{Way, device_of, users};
 use crate::errno::{Errno, Result};
 use crate::ostext::OsText;
+use crate::shown::ShowPath;
 use crate::sys::loc::open_beneath;
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::walk::{Step, entries, tree};
@@ -77,7 +78,7 @@ pub fn tiers(
         let path = branch.path.path().to_owned();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = openat(CWD, &path, flags, Mode::empty())
-            .map_err(|errno| Failure::new(errno, format_args!("{}", path.display())))?;
+            .map_err(|errno| Failure::new(errno, format_args!("{}", path.shown())))?;
         let marks = marks(&path);
         found.push(Tier { path, marks, dir });
     }
@@ -86,7 +87,7 @@ pub fn tiers(
             Errno::INVAL,
             format_args!(
                 "{}: tiering needs two writable branches with +fhsm",
-                mountpoint.display()
+                mountpoint.shown()
             ),
             "`uaufs ctl MOUNTPOINT mod BRANCH=rw+fhsm` marks one",
         ));
@@ -275,7 +276,7 @@ impl Pass<'_> {
     pub fn run(&self, tell: &mut dyn FnMut(Told<'_>)) -> std::result::Result<(), Failure> {
         for at in 0..self.tiers.len().saturating_sub(1) {
             let tier = &self.tiers[at];
-            let lost = |errno| Failure::new(errno, tier.path.display());
+            let lost = |errno| Failure::new(errno, tier.path.shown());
             let usage = Usage::of(&tier.dir).map_err(lost)?;
             if usage.is_above(tier.marks.upper) && !(self.stop)() {
                 let count = self.drain(at, usage, tell)?;
@@ -293,7 +294,7 @@ impl Pass<'_> {
         tell: &mut dyn FnMut(Told<'_>),
     ) -> std::result::Result<Count, Failure> {
         let tier = &self.tiers[at];
-        let lost = |errno| Failure::new(errno, tier.path.display());
+        let lost = |errno| Failure::new(errno, tier.path.shown());
         let usage = Cell::new(before);
         let mut count = Count {
             before: before.percent(),
@@ -348,7 +349,7 @@ impl Pass<'_> {
     /// Inode numbers of what any process has open or mapped.
     fn open_files(&self) -> std::result::Result<FxHashSet<u64>, Failure> {
         let device = device_of(self.mountpoint)
-            .map_err(|errno| Failure::new(errno, self.mountpoint.display()))?;
+            .map_err(|errno| Failure::new(errno, self.mountpoint.shown()))?;
         let all = users(device, &|_| true, &|_| false);
         let in_use = all.iter().filter(|u| matches!(u.way, Way::Open | Way::Map));
         Ok(in_use.map(|user| user.ino).collect())

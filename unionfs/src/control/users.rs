@@ -3,6 +3,7 @@
 //! A process that may not be looked into (another user's, for a user's daemon) is not found.
 
 use crate::errno::Result;
+use crate::shown::ShowPath;
 use crate::sys::procs;
 use rustc_hash::{FxHashMap, FxHashSet};
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, StatxFlags, openat, statx};
@@ -67,7 +68,7 @@ pub struct User {
 
 impl fmt::Display for User {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = crate::shown::Shown(self.path.as_os_str().as_bytes());
+        let path = self.path.shown();
         write!(f, "pid {} ({}) ", self.pid, self.name)?;
         match self.way {
             Way::Open => write!(f, "has {path} open"),

@@ -1,11 +1,10 @@
 //! What a check found, in the words people and programs read.
 
 use crate::errno::{Errno, errno_name};
-use crate::shown::Shown;
+use crate::shown::{ShowPath, Shown};
 use crate::spec::Format;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::fmt;
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 /// Something that should not be on a branch, or that is worth a note.
@@ -197,7 +196,7 @@ pub struct Branch {
 impl Serialize for Branch {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(3))?;
-        map.serialize_entry("branch", &Shown(self.path.as_os_str().as_bytes()))?;
+        map.serialize_entry("branch", &self.path.shown())?;
         map.serialize_entry("format", &self.format.to_string())?;
         map.serialize_entry("findings", &self.findings)?;
         map.end()

@@ -3,6 +3,7 @@
 //! Container engines write it, for a program of which they know no version: an unknown option is a
 //! warning, never an error. Source: fuse-overlayfs(1); Documentation/filesystems/overlayfs.rst.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::parse::{refuse, settings, unknown_option};
@@ -104,9 +105,9 @@ impl Layers {
             ));
         }
         if let (Some(upper), None) = (&self.upper, &self.work) {
-            let what = format!("upperdir={}", upper.display());
+            let what = [b"upperdir=", upper.as_os_str().as_bytes()].concat();
             return Err(refuse(
-                what.as_bytes(),
+                &what,
                 "workdir is missing",
                 "workdir=W, an empty directory on the filesystem of upperdir",
             ));

@@ -4,6 +4,7 @@
 //! ordinary byte, as it always was in AUFS. A value that starts with `"` runs to the `"` that ends
 //! the option, commas included (mount(8), "context=").
 
+use crate::shown::Shown;
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -82,15 +83,9 @@ pub(super) fn path(text: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(unescape(text)))
 }
 
-/// `text` for a one-line message: control characters escaped, the middle of long input left out.
+/// `text` for a one-line message: escaped, the middle of long input left out.
 pub(super) fn shown(text: &[u8]) -> String {
-    let text: String = String::from_utf8_lossy(text)
-        .chars()
-        .flat_map(|c| match c.is_control() {
-            true => c.escape_default().collect::<Vec<_>>(),
-            false => vec![c],
-        })
-        .collect();
+    let text = Shown(text).to_string();
     let length = text.chars().count();
     if length <= SHOWN_MAX {
         return text;
@@ -247,7 +242,7 @@ mod tests {
 
     #[test]
     fn messages_stay_on_one_short_line() {
-        assert_eq!(shown(b"a\nb\xff"), "a\\nb\u{fffd}");
+        assert_eq!(shown(b"a\nb\xff"), r"a\nb\xff");
         assert_eq!(shown(&[b'x'; 1000]).len(), SHOWN_MAX + 3);
     }
 

@@ -14,6 +14,7 @@ use crate::branch::open::{open_again, open_beside};
 use crate::errno::Errno;
 use crate::node::{Layers, Node};
 use crate::setup::SetupError;
+use crate::shown::ShowPath;
 use crate::spec::{BranchPerm, BranchSpec, Grammar};
 use crate::stack::Stack;
 use crate::types::{BranchId, Effect, Kind, NodeId};
@@ -240,7 +241,7 @@ impl Union {
         let books: Vec<(Arc<Branch>, Recovered)> = stores
             .map(|(branch, store)| {
                 let books = store.replay().unwrap_or_else(|err| {
-                    log::error!("{}: cannot read the books: {err}", branch.path.display());
+                    log::error!("{}: cannot read the books: {err}", branch.path.shown());
                     Recovered::default()
                 });
                 (branch.clone(), books)
@@ -290,7 +291,7 @@ fn put_away(branch: &Branch, store: &crate::branch::Store) {
     if let Err(err) = store.sync() {
         log::warn!(
             "{}: cannot sync the bookkeeping: {err}",
-            branch.path.display()
+            branch.path.shown()
         );
     }
 }

@@ -8,6 +8,7 @@ use super::Union;
 use super::remove::take_back;
 use crate::branch::Branch;
 use crate::errno::{Errno, Result};
+use crate::shown::ShowPath;
 use crate::spec::Format;
 use crate::sys::loc::open_subdir;
 use crate::sys::{Loc, Name, RealStat, Unlocked, creds};
@@ -118,7 +119,7 @@ pub(super) fn empty(branch: &Branch, temp: &[u8]) {
         // The next mount tries again.
         log::warn!(
             "{}: removed directory not emptied: {err}",
-            branch.path.display()
+            branch.path.shown()
         );
     }
 }

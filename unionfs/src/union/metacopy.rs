@@ -13,6 +13,7 @@ use crate::branch::metacopy::{Data, set_own};
 use crate::branch::overlay::Redirect;
 use crate::errno::{Errno, Result};
 use crate::node::Node;
+use crate::shown::ShowPath;
 use crate::spec::Format;
 use crate::sys::copy::copy_data;
 use crate::sys::loc::open_beneath;
@@ -174,7 +175,7 @@ impl Union {
                 log::warn!(
                     "{}: the data of a file that overlayfs copied up without it (metacopy=on) is \
                      on no branch below: name all of them",
-                    branch.path.display()
+                    branch.path.shown()
                 );
                 Err(Errno::IO)
             }

@@ -5,6 +5,7 @@ use super::xattr::{shown_name, stored_name};
 use crate::branch::Branch;
 use crate::branch::owners::Owners;
 use crate::errno::{Errno, Result};
+use crate::shown::{ShowPath, Shown};
 use crate::spec::IgnoreXattr;
 use crate::sys::xattr;
 use crate::sys::{Loc, RealStat, creds};
@@ -70,8 +71,8 @@ impl Union {
                 Err(Errno::OPNOTSUPP) => {
                     log::debug!(
                         "{}: no place for attribute {}",
-                        target.path.display(),
-                        String::from_utf8_lossy(name)
+                        target.path.shown(),
+                        Shown(name)
                     );
                 }
                 Err(err)

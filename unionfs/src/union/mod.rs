@@ -46,6 +46,7 @@ mod watcher;
 mod which;
 mod xattr;
 
+use crate::shown::ShowPath;
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
 use crate::errno::{Errno, Result};
@@ -205,7 +206,7 @@ impl Union {
             {
                 log::warn!(
                     "{}: cannot sync the bookkeeping: {err}",
-                    branch.path.display()
+                    branch.path.shown()
                 );
             }
         }

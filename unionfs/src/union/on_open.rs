@@ -7,6 +7,7 @@ use super::Union;
 use crate::branch::Branch;
 use crate::errno::{Errno, Result};
 use crate::node::{Node, Place, Present};
+use crate::shown::ShowPath;
 use crate::spec::CopyOnOpen;
 use crate::sys::RealStat;
 use crate::sys::loc::open_listing;
@@ -115,7 +116,7 @@ impl Union {
         {
             log::warn!(
                 "{}: a file was copied up and cannot be removed: {err}",
-                from.path.display()
+                from.path.shown()
             );
         }
         Ok(())

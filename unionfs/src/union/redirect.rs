@@ -15,6 +15,7 @@ use crate::branch::times::keep_times;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
 use crate::node::{Layer, Node};
+use crate::shown::ShowPath;
 use crate::spec::{DirOpaque, Format};
 use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
@@ -54,7 +55,7 @@ impl Redirects {
             Err(err @ (Errno::ACCESS | Errno::PERM)) if branch.store.is_none() => {
                 log::warn!(
                     "{}: cannot read which directories were renamed: {err}",
-                    branch.path.display()
+                    branch.path.shown()
                 );
                 Vec::new()
             }

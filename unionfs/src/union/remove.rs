@@ -10,6 +10,7 @@ use crate::branch::plinks::plink_name;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
 use crate::node::{Namespace, Node, Place, Present};
+use crate::shown::ShowPath;
 use crate::sys::RealStat;
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::types::*;
@@ -134,10 +135,7 @@ impl Union {
             let Some(store) = &other.store else { continue };
             let delta = if other.id == branch.id { delta } else { 0 };
             if let Err(err) = store.record(Record::Links { source, delta }) {
-                log::warn!(
-                    "{}: cannot record a link count: {err}",
-                    other.path.display()
-                );
+                log::warn!("{}: cannot record a link count: {err}", other.path.shown());
             }
         }
     }
@@ -146,7 +144,7 @@ impl Union {
         if let Some(store) = &branch.store
             && let Err(err) = store.record(Record::Gone { real })
         {
-            log::warn!("{}: cannot record a removal: {err}", branch.path.display());
+            log::warn!("{}: cannot record a removal: {err}", branch.path.shown());
         }
     }
 
@@ -297,7 +295,7 @@ pub(super) fn take_back(branch: &Branch, dir: &OwnedFd, name: &[u8]) {
     if let Err(err) = branch.remove_whiteout(dir, name) {
         log::error!(
             "{}: cannot take back a whiteout: {err}",
-            branch.path.display()
+            branch.path.shown()
         );
     }
 }

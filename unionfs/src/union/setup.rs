@@ -18,6 +18,7 @@ use crate::errno::Errno;
 use crate::ino::InoMap;
 use crate::node::{FdCache, Home, Layer, Layers, Node, NodeTable, Place};
 use crate::setup::SetupError;
+use crate::shown::ShowPath;
 use crate::spec::{MountSpec, Options};
 use crate::stack::Stack;
 use crate::sys::{Name, creds};
@@ -161,7 +162,7 @@ pub(super) fn note_stack(branches: &[Arc<Branch>]) {
         if let Some(store) = &branch.store
             && let Err(err) = store.note_stack(all)
         {
-            let path = branch.path.display();
+            let path = branch.path.shown();
             log::warn!("{path}: cannot note the branches of this mount: {err}");
         }
     }
@@ -222,7 +223,7 @@ fn recover(branch: &Arc<Branch>, recovered: &Recovered, inos: &InoMap, links: &L
         {
             log::warn!(
                 "{}: pseudo-link {}.{real} cannot be renamed: {err}",
-                branch.path.display(),
+                branch.path.shown(),
                 named.0
             );
             continue;

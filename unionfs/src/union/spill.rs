@@ -10,6 +10,7 @@ use super::merge::{MoveDown, Outcome};
 use crate::branch::Branch;
 use crate::errno::{Errno, Result};
 use crate::node::{Node, Place};
+use crate::shown::ShowPath;
 use crate::spec::SpillPolicy;
 use crate::types::*;
 use smallvec::SmallVec;
@@ -106,13 +107,13 @@ impl Union {
             if has_left() {
                 log::info!(
                     "{} is full: file {} has left it",
-                    from.path.display(),
+                    from.path.shown(),
                     node.id.0
                 );
                 return true;
             }
             if let Err(err) = moved {
-                let (file, path) = (node.id.0, target.path.display());
+                let (file, path) = (node.id.0, target.path.shown());
                 log::info!("file {file} cannot be moved to {path}: {err}");
             }
             full.push(target.id);

@@ -6,6 +6,7 @@ use crate::branch::log::{Origin, Record};
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
 use crate::node::{Layer, Layers, Namespace, Node, Present};
+use crate::shown::ShowPath;
 use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::with_write_permission;
@@ -438,7 +439,7 @@ impl Union {
                 index.set(name, &now);
             }
         }
-        log::debug!("{found:?} is gone from {}", way.from.path.display());
+        log::debug!("{found:?} is gone from {}", way.from.path.shown());
         if let Some(gone) = node.layer_on(way.from.id) {
             self.dir_fds.remove((node.id, way.from.id, gone.real));
         }

@@ -11,6 +11,7 @@ use crate::branch::log::{Origin, Record};
 use crate::branch::plinks::plink_name;
 use crate::errno::{Errno, Result};
 use crate::node::{Namespace, Node, Place, Present};
+use crate::shown::ShowPath;
 use crate::sys::stat::stat_at;
 use crate::sys::{Name, RealStat};
 use crate::types::NodeId;
@@ -255,7 +256,7 @@ impl Union {
         let times = Times::of(&lower)?;
         // A merge that was killed may have made the link.
         if stat_at(&lower, name).is_ok_and(|s| s.ino == plink.real) {
-            log::debug!("a name is on {} already", way.to.path.display());
+            log::debug!("a name is on {} already", way.to.path.shown());
         } else {
             self.link_below(way, parent, &lower, name, node, plink)?;
         }
