@@ -382,11 +382,12 @@ impl Union {
             return Err(Errno::XDEV);
         }
         let below = self.visible_below(to.dir, branch.id, to.name)?;
+        // AUFS marks a directory that takes the place of a whiteout, needed or not, as mkdir(2) does.
+        let over_whiteout = node.kind == Kind::Dir
+            && branch.format == Format::Aufs
+            && branch.has_whiteout(&to_fd, to.name)?;
         // Before the victim is locked: this reads the source's names, and the two are unrelated.
-        // AUFS marks a directory that moves into an opaque one, needed or not.
-        let inside_opaque =
-            node.kind == Kind::Dir && branch.format == Format::Aufs && branch.is_opaque(&to_fd)?;
-        let lower = self.plan_lower(node, branch, below || inside_opaque)?;
+        let lower = self.plan_lower(node, branch, below || over_whiteout)?;
         let mut victim_ns = self.lock_victim(victim, from, branch.id)?;
         self.mark_source(node, branch, &lower)?;
         let leaving = match victim {
