@@ -25,10 +25,11 @@ mod terminal;
 mod user;
 
 use anyhow::Result;
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use cli::{Cli, Command};
 use std::ffi::OsString;
+use unionfs::usage;
 
 /// Exit code for what the launcher itself cannot do.
 const LAUNCHER_ERROR: u8 = 125;
@@ -43,6 +44,10 @@ fn main() -> std::process::ExitCode {
     }
     // A caller that ignores it passes that on, and the ends of children would go unnoticed.
     sys::default_signal(libc::SIGCHLD);
+    let subcommand = args.get(1).and_then(|word| {
+        let command = Cli::command();
+        Some(command.find_subcommand(word)?.get_name().to_owned())
+    });
     let code = match Cli::try_parse_from(args) {
         Ok(cli) => dispatch(cli).unwrap_or_else(|error| {
             console::complain(&error::message(&error));
@@ -60,12 +65,8 @@ fn main() -> std::process::ExitCode {
             }
         }
         Err(error) => {
-            let text = error.to_string();
-            let line = text.lines().next().unwrap_or_default();
-            console::complain(&format!(
-                "{}: see `ulaunch --help`",
-                line.trim_start_matches("error: ")
-            ));
+            let name = subcommand.map_or("ulaunch".to_owned(), |name| format!("ulaunch {name}"));
+            console::complain(&usage::one_line(&name, &error));
             LAUNCHER_ERROR
         }
     };

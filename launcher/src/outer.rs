@@ -14,7 +14,8 @@ use crate::spec::{Root, Spec};
 use crate::step::{caps, mount, userns, volumes};
 use crate::sync::{Channel, DaemonReport, Go, OuterReport};
 use crate::sys::{self, ChildProcess, Cloned};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::FileType;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use unionfs::sys::mount_attr;
@@ -77,6 +78,12 @@ impl Outer<'_> {
     fn directory(&self, path: &Path) -> Result<OwnedFd> {
         let what = || format!("--rootfs {}", path.display());
         let mount = mount::clone_host(path, true).remedy(what, |_| "give an existing directory")?;
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&mount).explain(what)?.st_mode);
+        ensure!(
+            kind == FileType::Directory,
+            "{}: no directory: give an existing directory",
+            what()
+        );
         mount::restrict(&mount, mount_attr::NODEV, true).explain(what)?;
         if let UsernsPlan::Inner(maps) = &self.plan.userns {
             let namespace = userns::namespace_with(maps)?;

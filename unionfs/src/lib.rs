@@ -29,4 +29,5 @@ pub mod stats;
 pub mod sys;
 pub mod types;
 pub mod union;
+pub mod usage;
 pub mod whiteout;

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use crate::commands::{
     busy, convert, ctl, diff, fhsm, fsck, merge, mvdown, plink, stats, umount, which,
 };
-use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use unionfs::spec::table;
+use unionfs::usage;
 
 /// What the program was called as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,60 +156,11 @@ fn run<R: Role>(args: Vec<OsString>) -> Result<Parsed, UsageError> {
     match parsed {
         Ok(role) => role.command_of().map(Parsed::Run),
         Err(error) if !error.use_stderr() => Ok(Parsed::Print(error.to_string())),
-        Err(error) => Err(usage_error(
+        Err(error) => Err(UsageError(usage::one_line(
             subcommand.as_deref().unwrap_or(R::NAME),
             &error,
-        )),
+        ))),
     }
-}
-
-/// The error of clap on one line, with what would be right. `name` is what was called, with its
-/// subcommand.
-fn usage_error(name: &str, error: &clap::Error) -> UsageError {
-    let help = format!("`{name} --help` shows the usage");
-    let context = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => text.clone(),
-        Some(ContextValue::Strings(texts)) => texts.join(" "),
-        _ => String::new(),
-    };
-    let argument = context(ContextKind::InvalidArg);
-    let value = context(ContextKind::InvalidValue);
-    let line = match error.kind() {
-        ErrorKind::MissingRequiredArgument => format!("missing: {argument}: {help}"),
-        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            format!("it is not said what is to be done: {help}")
-        }
-        ErrorKind::UnknownArgument if argument.starts_with('-') => {
-            format!("{argument}: unknown argument: {help}")
-        }
-        // One argument too many, or the wrong command of a subcommand.
-        ErrorKind::UnknownArgument => format!("{argument}: not expected here: {help}"),
-        ErrorKind::InvalidValue if value.is_empty() => {
-            format!("{argument}: the value is missing: {help}")
-        }
-        ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
-            let usable = match context(ContextKind::ValidValue) {
-                usable if usable.is_empty() => String::new(),
-                usable => format!(" (it takes: {usable})"),
-            };
-            format!("{argument}: `{value}` cannot be used{usable}: {help}")
-        }
-        ErrorKind::TooManyValues => format!("{value}: one argument too many: {help}"),
-        ErrorKind::ArgumentConflict => match context(ContextKind::PriorArg) {
-            prior if prior == argument => format!("{argument} cannot be given twice: {help}"),
-            prior => format!("{argument} cannot be given with {prior}: {help}"),
-        },
-        _ => {
-            let text = error.to_string();
-            let first = text.lines().next().unwrap_or_default();
-            format!("{}: {help}", first.trim_start_matches("error: "))
-        }
-    };
-    UsageError(
-        line.chars()
-            .map(|c| if c.is_control() { '?' } else { c })
-            .collect(),
-    )
 }
 
 /// A union filesystem in userspace with the semantics of AUFS.

@@ -82,9 +82,8 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<u8> {
                     writeln!(out, "{path}: {}", obstacle.why)?;
                 }
             }
-            let count = obstacles.len();
             eprintln!(
-                "uaufs: {}: {count} obstacles, nothing was changed: see the list",
+                "uaufs: {}: nothing was changed, for the reasons listed",
                 args.branch.shown()
             );
             return Ok(4);
