@@ -27,7 +27,9 @@ pub fn is_root() -> bool {
 
 /// Branches on disk and at most one union of them.
 pub struct Fixture {
-    dir: TempDir,
+    dir: PathBuf,
+    /// Removed with the fixture.
+    _temporary: Option<TempDir>,
     union: Option<Union>,
     /// References that the kernel would hold.
     held: RefCell<BTreeMap<NodeId, u64>>,
@@ -37,11 +39,22 @@ pub struct Fixture {
 impl Fixture {
     /// An empty place, on a filesystem that uses inode numbers again (most disk filesystems do).
     pub fn new() -> Self {
+        let temporary = tempfile::Builder::new()
+            .prefix("uaufs-regressions-")
+            .tempdir()
+            .unwrap();
+        let at = Self::at(temporary.path());
         Self {
-            dir: tempfile::Builder::new()
-                .prefix("uaufs-regressions-")
-                .tempdir()
-                .unwrap(),
+            _temporary: Some(temporary),
+            ..at
+        }
+    }
+
+    /// Branches that somebody else made, and removes.
+    pub fn at(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            _temporary: None,
             union: None,
             held: RefCell::default(),
             caller: ROOT_USER,
@@ -49,7 +62,7 @@ impl Fixture {
     }
 
     pub fn path(&self, path: &str) -> PathBuf {
-        self.dir.path().join(path)
+        self.dir.join(path)
     }
 
     /// Makes a directory behind the union's back, and those above it.
@@ -107,7 +120,7 @@ impl Fixture {
         self.close();
         let paths: Vec<String> = branches
             .iter()
-            .map(|b| format!("{}/{b}", self.dir.path().display()))
+            .map(|b| format!("{}/{b}", self.dir.display()))
             .collect();
         self.open_as(&format!("br={},{options}", paths.join(":")));
     }
@@ -276,7 +289,7 @@ impl Fixture {
 
 impl AsRef<Path> for Fixture {
     fn as_ref(&self) -> &Path {
-        self.dir.path()
+        &self.dir
     }
 }
 

@@ -2,6 +2,7 @@
 //! kernel would: by node numbers. Needs root; without it the tests pass without doing anything.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod faults;
 mod fixture;
 mod identity;
 mod kept_owners;
@@ -15,4 +16,7 @@ mod outside;
 mod overlay_marks;
 mod placement;
 mod redirects;
+#[allow(dead_code, reason = "shared with other tests")]
+#[path = "../common/trace.rs"]
+mod trace;
 mod user;

@@ -4,6 +4,7 @@
 //! file wait for the copy (they are what started it), everything else is not concerned.
 
 use super::Union;
+use super::data::Cut;
 use super::links::Plink;
 use super::make_dir::rename_new;
 use crate::branch::log::{Origin, Record, Source};
@@ -75,9 +76,9 @@ impl Drop for Running<'_> {
 
 /// How something is copied.
 #[derive(Clone, Copy, Default)]
-pub(super) struct How {
-    /// Only this many bytes will be needed.
-    pub(super) keep: Option<u64>,
+pub(super) struct How<'a> {
+    /// The copy of a file gets this length before it gets its name.
+    pub(super) cut: Option<Cut<'a>>,
     /// The branches may be changed while data is copied.
     outside: bool,
 }
@@ -117,22 +118,21 @@ impl Union {
     /// Makes sure that a node can be changed where it is. The branches may be changed meanwhile:
     /// for callers that hold on to this node only, which is right for them afterwards.
     pub(super) fn make_writable(&self, node: &Arc<Node>) -> Result<()> {
-        self.copy_up(node, None)
+        self.copy_up(node, None).map(drop)
     }
 
-    /// As [`Self::make_writable`]; `keep`: only this many bytes will be needed.
-    pub(super) fn copy_up(&self, node: &Arc<Node>, keep: Option<u64>) -> Result<()> {
-        let how = How {
-            keep,
-            outside: true,
-        };
+    /// As [`Self::make_writable`]. Was a copy made? Then `cut` is done. Where none was needed it is
+    /// not, but no more data than it leaves need be there.
+    pub(super) fn copy_up(&self, node: &Arc<Node>, cut: Option<Cut<'_>>) -> Result<bool> {
+        let how = How { cut, outside: true };
         loop {
             let version = self.version();
             if self.branch(node.inode().0)?.writable() {
-                return self.complete_data(node, how);
+                return self.complete_data(node, how).map(|()| false);
             }
             if node.kind == Kind::Dir {
-                return self.copy_up_where_room_is(node, |target| self.make_dir_on(node, target));
+                let make = |target| self.make_dir_on(node, target);
+                return self.copy_up_where_room_is(node, make).map(|()| true);
             }
             if let Some(_running) = self.copyups.start(node.id) {
                 if self.branch(node.inode().0)?.writable() {
@@ -141,7 +141,7 @@ impl Union {
                 let copy = |target| self.copy_file(node, target, how).map(drop);
                 match self.copy_up_where_room_is(node, copy) {
                     Err(_) if self.version() != version => {}
-                    other => return other,
+                    other => return other.map(|()| true),
                 }
             } else {
                 self.gate.outside(|| self.copyups.wait_for(node.id));
@@ -181,11 +181,7 @@ impl Union {
         node: &Arc<Node>,
         target: BranchId,
     ) -> Result<(Arc<Branch>, RealStat)> {
-        let how = How {
-            keep: None,
-            outside: false,
-        };
-        self.copy_file(node, target, how)
+        self.copy_file(node, target, How::default())
     }
 
     /// STALE = the branches have changed meanwhile (`how.outside`).
@@ -193,7 +189,7 @@ impl Union {
         &self,
         node: &Arc<Node>,
         target: BranchId,
-        how: How,
+        how: How<'_>,
     ) -> Result<(Arc<Branch>, RealStat)> {
         let version = self.version();
         let target = self.branch(target)?;
@@ -226,7 +222,7 @@ impl Union {
     }
 
     /// Something long that needs no branch to stay a member.
-    pub(super) fn apart<T>(&self, how: How, work: impl FnOnce() -> T) -> T {
+    pub(super) fn apart<T>(&self, how: How<'_>, work: impl FnOnce() -> T) -> T {
         if how.outside {
             self.gate.outside(work)
         } else {
@@ -258,7 +254,7 @@ impl Union {
         source_branch: &Branch,
         source: &Loc,
         stat: &RealStat,
-        how: How,
+        how: How<'_>,
     ) -> Result<Copy<'a>> {
         let store = target.store.as_deref().ok_or(Errno::ROFS)?;
         let temp = store.temp_name();
@@ -282,7 +278,7 @@ impl Union {
                 let size = if below { stat.size } else { there };
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let file = openat(dir, &*copy.temp, flags, Mode::from_bits_truncate(0o600))?;
-                let wanted = how.keep.unwrap_or(size).min(size);
+                let wanted = how.cut.map_or(size, |cut| cut.size.min(size));
                 let copied = wanted.min(there);
                 self.apart(how, || copy_data(&from, &file, copied, copied == there))?;
                 if copied < wanted {
@@ -306,6 +302,9 @@ impl Union {
         if copy.stat.kind() == Kind::Dir && !self.privileged && target.owners.is_none() {
             // Moving a directory needs write permission on it: the mode is set afterwards.
             loc.chmod(stat.mode | 0o700)?;
+        }
+        if let (Some(file), Some(cut)) = (&copy.file, how.cut) {
+            cut.make(target, file)?;
         }
         if let (Some(file), false) = (&copy.file, self.options().volatile) {
             self.apart(how, || rustix::fs::fsync(&**file))?;

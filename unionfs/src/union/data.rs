@@ -14,6 +14,22 @@ use std::sync::Arc;
 /// The most that COPY_FILE_RANGE answers at once: the reply has 32 bits.
 const COPY_MAX: u64 = 1 << 30;
 
+/// A new length for a file, which may be longer than before.
+#[derive(Clone, Copy)]
+pub(super) struct Cut<'a> {
+    pub(super) size: u64,
+    /// Who asked for it.
+    writer: Writer<'a>,
+}
+
+impl Cut<'_> {
+    /// Gives it to a file on a writable branch, and with it new times.
+    pub(super) fn make(&self, branch: &Branch, fd: &OwnedFd) -> Result<()> {
+        drop_set_id(branch, fd, self.writer)?;
+        rustix::fs::ftruncate(fd, self.size)
+    }
+}
+
 impl Union {
     /// READ into `buf`; returns the bytes read (short only at the end of the file).
     pub fn read(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize> {
@@ -51,8 +67,8 @@ impl Union {
         self.data_fd(node)
     }
 
-    /// Changes the length. Of a lower file no more is copied than what is kept. The caller holds the
-    /// node's `change`.
+    /// Changes the length. A copy of a lower file gets no more than what is kept, and its new length
+    /// before its name. The caller holds the node's `change`.
     pub(super) fn truncate(&self, node: &Arc<Node>, size: u64, writer: Writer<'_>) -> Result<()> {
         if node.kind != Kind::File {
             return Err(if node.kind == Kind::Dir {
@@ -61,13 +77,15 @@ impl Union {
                 Errno::INVAL
             });
         }
-        self.copy_up(node, Some(size))?;
-        let fd = self.data_fd(node)?;
-        drop_set_id(&*self.branch(node.inode().0)?, &fd, writer)?;
-        match rustix::fs::ftruncate(&*fd, size) {
+        let cut = Cut { size, writer };
+        if self.copy_up(node, Some(cut))? {
+            return Ok(());
+        }
+        let branch = self.branch(node.inode().0)?;
+        match cut.make(&branch, &*self.data_fd(node)?) {
             // The cached descriptor is readonly: the mode forbade writing when it was opened.
             Err(Errno::INVAL | Errno::BADF) if size <= i64::MAX as u64 => {
-                rustix::fs::ftruncate(&*self.reopened(node, OFlags::WRONLY)?, size)
+                cut.make(&branch, &*self.reopened(node, OFlags::WRONLY)?)
             }
             other => other,
         }

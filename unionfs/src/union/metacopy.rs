@@ -247,7 +247,7 @@ impl Union {
     /// Brings the data into a file on a writable branch that lacks it, as overlayfs does before a
     /// change: the mark goes last, and until then the data is that below. The caller holds no
     /// directory lock.
-    pub(super) fn complete_data(&self, node: &Arc<Node>, how: How) -> Result<()> {
+    pub(super) fn complete_data(&self, node: &Arc<Node>, how: How<'_>) -> Result<()> {
         while self.has_data_below(node)? {
             let version = self.version();
             if let Some(_running) = self.copyups.start(node.id) {
@@ -262,7 +262,7 @@ impl Union {
         Ok(())
     }
 
-    fn bring_data(&self, node: &Arc<Node>, how: How) -> Result<()> {
+    fn bring_data(&self, node: &Arc<Node>, how: How<'_>) -> Result<()> {
         let found = self.with_place(node, |branch, loc| {
             if !branch.writable() || !self.lacks_data(node, branch, loc)? {
                 return Ok(None);
@@ -275,7 +275,8 @@ impl Union {
             return Ok(());
         };
         let volatile = self.options().volatile;
-        self.apart(how, || fill(&file, &data, how.keep, volatile))?;
+        let keep = how.cut.map(|cut| cut.size);
+        self.apart(how, || fill(&file, &data, keep, volatile))?;
         node.note_own_data(inode, self.version(), true);
         self.data_fds.remove((node.id, BELOW));
         self.kept_data.forget(node.id);
