@@ -22,7 +22,7 @@ const ASSIGNMENT: &str = "UAUFS_REGRESSIONS_FAULT";
 /// Where the child writes whether the call succeeded, and what the mount shows then.
 const OUTCOME: &str = "outcome";
 
-const CASES: [Case; 1] = [CUT];
+const CASES: [Case; 3] = [CUT, OVER_ONE, OVER_MANY];
 const CUT: Case = Case {
     prepare: |t| {
         t.put_dir("upper");
@@ -40,6 +40,27 @@ const CUT: Case = Case {
     },
     view: |t| format!("{} {}", t.read("file"), t.attr("file").mtime.sec == 0),
 };
+
+/// A rename over a directory that hides names below.
+const OVER_ONE: Case = Case {
+    prepare: |t| hiding(t, 1),
+    act: |t| t.rename("new", "dir"),
+    view: |t| format!("{:?} {:?}", t.names(""), t.names("dir")),
+};
+
+/// The same with so many that they are removed in the background.
+const OVER_MANY: Case = Case {
+    prepare: |t| hiding(t, 9),
+    ..OVER_ONE
+};
+
+fn hiding(t: &Fixture, whiteouts: usize) {
+    for n in 0..whiteouts {
+        t.put(&format!("lower/dir/{n}"), "hidden");
+        t.put(&format!("upper/dir/.wh.{n}"), "");
+    }
+    t.put("upper/new/file", "");
+}
 
 fn open(t: &mut Fixture) {
     t.open(&["upper=rw", "lower=ro"], "");
@@ -110,4 +131,10 @@ fn old_or_new_everywhere(number: usize) {
 #[test]
 fn a_lower_file_is_cut_before_its_copy_gets_its_name() {
     old_or_new_everywhere(0);
+}
+
+#[test]
+fn a_directory_that_is_not_replaced_hides_what_it_hid() {
+    old_or_new_everywhere(1);
+    old_or_new_everywhere(2);
 }

@@ -21,6 +21,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// A directory that was put into the trash and not emptied yet.
+pub(super) struct Discarded {
+    temp: Name,
+    /// How many marks it holds.
+    marks: usize,
+    /// Something else has taken its place.
+    swapped: bool,
+}
+
 /// How long the end of a mount waits for the trash; the next mount does the rest.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -157,24 +166,37 @@ impl Union {
     }
 
     /// Moves a directory out of sight in one step and removes it there.
-    pub(super) fn discard_dir(&self, branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
+    fn discard_dir(&self, branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
+        let discarded = self.put_into_trash(branch, dir, name)?;
+        self.empty_trash(branch.id, discarded)
+    }
+
+    /// Moves a directory out of sight in one step.
+    pub(super) fn put_into_trash(
+        &self,
+        branch: &Branch,
+        dir: &OwnedFd,
+        name: &[u8],
+    ) -> Result<Discarded> {
         let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
         let fd = open_subdir(dir, name)?;
         let temp = store.temp_name();
-        let marks = {
-            // Moving it needs write permission on it, too.
-            let _unlocked = Unlocked::of_user(&fd);
-            let marks = count_marks(branch, &fd)?;
-            rustix::fs::renameat(dir, name, store.trash(), &*temp)?;
-            marks
-        };
-        self.empty_trash(branch.id, temp, marks)
+        // Moving it needs write permission on it, too.
+        let _unlocked = Unlocked::of_user(&fd);
+        let marks = count_marks(branch, &fd)?;
+        rustix::fs::renameat(dir, name, store.trash(), &*temp)?;
+        Ok(Discarded {
+            temp,
+            marks,
+            swapped: false,
+        })
     }
 
     /// Empties a directory that was moved into the trash, soon if it holds many marks.
-    fn empty_trash(&self, branch: BranchId, temp: Name, marks: usize) -> Result<()> {
+    pub(super) fn empty_trash(&self, branch: BranchId, discarded: Discarded) -> Result<()> {
         let branch = self.branch(branch)?;
-        if marks > self.options().dirwh as usize {
+        let temp = discarded.temp;
+        if discarded.marks > self.options().dirwh as usize {
             self.trash.later(branch, temp);
         } else {
             empty(&branch, &temp);
@@ -183,15 +205,14 @@ impl Union {
     }
 
     /// A directory with nothing but marks in it, which is made opaque by one outside, changes places
-    /// with an empty one like it; it is emptied in the background. The name never shows anything
-    /// else. `stat`: of the directory as its owner left it.
+    /// with an empty one like it. The name never shows anything else. `stat`: of the directory as its owner left it.
     pub(super) fn swap_for_empty(
         &self,
         branch: &Branch,
         (dir, name): (&OwnedFd, &[u8]),
         stat: &RealStat,
         marks: usize,
-    ) -> Result<()> {
+    ) -> Result<Discarded> {
         if !self.privileged && stat.mode & OWNER != OWNER {
             // A user's daemon cannot move an empty one with this mode.
             return Err(Errno::ACCESS);
@@ -213,7 +234,11 @@ impl Union {
         swap().inspect_err(|_| {
             let _ = rustix::fs::unlinkat(trash, &*temp, AtFlags::REMOVEDIR);
         })?;
-        self.empty_trash(branch.id, temp, marks)
+        Ok(Discarded {
+            temp,
+            marks,
+            swapped: true,
+        })
     }
 
     /// A whiteout device and the directory change places: in the overlay format, and for names that
@@ -234,7 +259,31 @@ impl Union {
                 let _ = rustix::fs::unlinkat(store.trash(), &*temp, AtFlags::empty());
             },
         )?;
-        self.empty_trash(branch.id, temp, marks)
+        let discarded = Discarded {
+            temp,
+            marks,
+            swapped: true,
+        };
+        self.empty_trash(branch.id, discarded)
+    }
+}
+
+/// A directory of the trash goes back to where it came from.
+pub(super) fn put_back(branch: &Branch, (dir, name): (&OwnedFd, &[u8]), discarded: &Discarded) {
+    let Some(store) = &branch.store else { return };
+    let (trash, temp) = (store.trash(), &*discarded.temp);
+    let back = || {
+        let fd = open_subdir(trash, temp)?;
+        let _unlocked = Unlocked::of_user(&fd);
+        if !discarded.swapped {
+            return rustix::fs::renameat(trash, temp, dir, name);
+        }
+        renameat_with(trash, temp, dir, name, RenameFlags::EXCHANGE)?;
+        rustix::fs::unlinkat(trash, temp, AtFlags::REMOVEDIR)
+    };
+    if let Err(err) = back() {
+        let path = branch.path.shown();
+        log::error!("{path}: a directory that was to be replaced cannot be put back: {err}");
     }
 }
 

@@ -1,10 +1,11 @@
 //! The system calls of a rename on one branch, in an order that shows the old tree or the new.
 
 use super::Union;
-use super::discard::count_marks;
+use super::discard::{Discarded, count_marks, put_back};
 use crate::branch::Branch;
 use crate::branch::times::keep_times;
 use crate::errno::{Errno, Result};
+use crate::node::{Layer, Layers, Node};
 use crate::spec::Format;
 use crate::sys::Unlocked;
 use crate::sys::loc::{open_listing, open_subdir};
@@ -14,6 +15,7 @@ use crate::sys::walk::entries;
 use crate::types::Kind;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, RenameFlags as SysFlags};
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// One rename on one branch.
@@ -25,24 +27,38 @@ pub(super) struct Move<'a> {
     pub(super) is_dir: bool,
     /// The old name must be hidden afterwards.
     pub(super) whiteout: bool,
-    /// A directory (empty but for marks) is replaced.
-    pub(super) over_dir: bool,
+    /// The directory (empty but for marks) that is replaced. The caller has locked its names.
+    pub(super) over_dir: Option<&'a Arc<Node>>,
     /// The new name has a whiteout.
     pub(super) hidden: bool,
 }
 
 impl Union {
-    /// Does it.
+    /// Does it. After an error what the union shows is as before.
     pub(super) fn move_on_branch(&self, branch: &Branch, m: &Move<'_>) -> Result<()> {
-        if m.over_dir {
-            self.clear_marks(branch, m.to, m.new)?;
+        let aside = match m.over_dir {
+            Some(victim) => self.clear_marks(branch, (m.to, m.new), victim)?,
+            None => None,
+        };
+        let renamed = rename(branch, m);
+        match aside {
+            // The next mount empties what is left.
+            Some(aside) if renamed.is_ok() => drop(self.empty_trash(branch.id, aside)),
+            Some(aside) => put_back(branch, (m.to, m.new), &aside),
+            None => {}
         }
-        rename(branch, m)
+        renamed
     }
 
     /// Empties a directory of its marks without changing what the union shows: first it is made
-    /// opaque by a mark that does not lie in it.
-    fn clear_marks(&self, branch: &Branch, dir: &OwnedFd, name: &[u8]) -> Result<()> {
+    /// opaque by a mark that does not lie in it. Or it is put into the trash, from where it comes
+    /// back if it is not replaced.
+    fn clear_marks(
+        &self,
+        branch: &Branch,
+        (dir, name): (&OwnedFd, &[u8]),
+        victim: &Node,
+    ) -> Result<Option<Discarded>> {
         let fd = open_subdir(dir, name)?;
         let stat = stat_fd(&fd)?;
         let _unlocked = Unlocked::of_user(&fd);
@@ -54,19 +70,27 @@ impl Union {
             branch.format == Format::Overlay && branch.set_opaque_attribute(&fd)
         };
         if outside {
+            // Without its marks, too, it shows nothing from below.
+            keep_top_only(victim);
             if marks > self.options().dirwh as usize {
                 match self.swap_for_empty(branch, (dir, name), &stat, marks) {
-                    Ok(()) => return Ok(()),
+                    Ok(aside) => return Ok(Some(aside)),
                     // No exchange on this filesystem, perhaps.
                     Err(err) => log::debug!("many whiteouts are removed at once: {err}"),
                 }
             }
-            return contents(&fd);
+            return contents(&fd).map(|()| None);
         }
         // No mark can be made outside: the directory is taken away whole. (Its name is free for a
         // moment, and a crash then shows what is below.)
-        self.discard_dir(branch, dir, name)
+        self.put_into_trash(branch, dir, name).map(Some)
     }
+}
+
+/// A directory gives up its lower parts.
+pub(super) fn keep_top_only(node: &Node) {
+    let top: SmallVec<[Layer; 2]> = node.layers().iter().take(1).cloned().collect();
+    node.set_layers(Layers::new(top));
 }
 
 /// The rename itself: nothing but an empty directory is in its way.
@@ -109,7 +133,7 @@ fn rename(branch: &Branch, m: &Move<'_>) -> Result<()> {
         }
         return Err(err);
     }
-    if m.hidden || m.over_dir {
+    if m.hidden || m.over_dir.is_some() {
         branch.drop_whiteout_of_entry(m.to, m.new);
     }
     Ok(())

@@ -8,7 +8,7 @@
 use super::Union;
 use super::copyup::How;
 use super::create::first_of;
-use super::moves::{Move, drop_idle_devices};
+use super::moves::{Move, drop_idle_devices, keep_top_only};
 use super::names::{Leaving, unname};
 use super::namespace::Need;
 use super::redirect::Lower;
@@ -16,14 +16,13 @@ use crate::branch::Branch;
 use crate::branch::plinks::plink_name;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
-use crate::node::{Layer, Layers, Namespace, Node, Place, Present};
+use crate::node::{Layers, Namespace, Node, Place, Present};
 use crate::spec::Format;
 use crate::sys::Name;
 use crate::sys::stat::stat_at;
 use crate::types::*;
 use parking_lot::{MutexGuard, RwLockWriteGuard};
 use rustix::fs::AtFlags;
-use smallvec::SmallVec;
 use std::sync::Arc;
 
 const RETRIES: usize = 8;
@@ -404,7 +403,7 @@ impl Union {
         let physical = dest.is_some_and(|d| d.top == branch.id);
         let counted = victim_stat.as_ref().filter(|s| s.kind() != Kind::Dir);
         let counting = counted.and_then(|stat| self.counting_links(stat));
-        self.move_on_branch(
+        let moved = self.move_on_branch(
             branch,
             &Move {
                 from: &from_fd,
@@ -413,10 +412,17 @@ impl Union {
                 new: to.name,
                 is_dir: node.kind == Kind::Dir,
                 whiteout: source.below,
-                over_dir: physical && dest.is_some_and(|d| d.kind == Kind::Dir),
+                over_dir: victim.filter(|v| physical && v.kind == Kind::Dir),
                 hidden,
             },
-        )?;
+        );
+        if let Err(err) = moved {
+            if let Some(ns) = &mut victim_ns {
+                // The directory may have lost its marks, and have got one beside it.
+                (ns.index, dirs.target().index) = (None, None);
+            }
+            return Err(err);
+        }
         if let Some(ns) = &mut victim_ns {
             (ns.dead, ns.index) = (true, None);
         }
@@ -501,8 +507,7 @@ impl Union {
                 if let Some(ns) = &mut ns {
                     ns.stale = ns.index.is_some();
                 }
-                let top: SmallVec<[Layer; 2]> = node.layers().iter().take(1).cloned().collect();
-                node.set_layers(Layers::new(top));
+                keep_top_only(node);
             }
             Lower::None { .. } => {}
         }
