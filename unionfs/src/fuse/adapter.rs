@@ -204,10 +204,12 @@ impl Adapter {
 
     /// Answers a READ out of this thread's buffer.
     pub(super) fn answer_read(&self, node: NodeId, offset: u64, size: usize, reply: ReplyData) {
+        // The kernel asks for no more; whoever does gets a short answer instead of our memory.
+        let size = size.min(MAX_IO as usize);
         self.run(Op::Read, || {
             READ_BUFFER.with_borrow_mut(|buffer| {
                 if buffer.len() < size {
-                    buffer.resize(size.max(MAX_IO as usize), 0);
+                    buffer.resize(MAX_IO as usize, 0);
                 }
                 let read = self.union.read(node, offset, &mut buffer[..size]);
                 match read {
