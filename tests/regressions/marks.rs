@@ -4,6 +4,7 @@ use super::fixture::{Fixture, is_root};
 use super::identity::Tmpfs;
 use std::time::{Duration, Instant};
 use unionfs::errno::Errno;
+use unionfs::types::NodeId;
 
 fn has(t: &Fixture, path: &str) -> bool {
     t.path(path).symlink_metadata().is_ok()
@@ -255,4 +256,20 @@ fn an_attribute_that_the_copy_cannot_have_fails_the_copy_up_unless_icex_says_oth
     }
     assert_eq!(t.on_branch("b0/a"), "new");
     t.close();
+}
+
+/// No kernel asks for such a name; who does must not get out of the branches by it.
+#[test]
+fn a_mark_that_is_shown_is_one_name_and_no_path() {
+    let mut t = Fixture::new();
+    t.put("outside", "");
+    t.put_dir("b/.wh.d");
+    t.put("b/.wh.d/in", "");
+    t.open(&["b=ro"], "ro,shwh");
+    for name in [&b".wh.d/in"[..], b".wh.d/../../outside"] {
+        assert_eq!(
+            t.union().lookup(NodeId::ROOT, name).err(),
+            Some(Errno::PERM)
+        );
+    }
 }

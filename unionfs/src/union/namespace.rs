@@ -387,7 +387,7 @@ impl Union {
     /// Refuses names that cannot be looked up.
     pub(super) fn check_lookup(&self, name: &[u8]) -> Result<()> {
         let options = self.options();
-        if options.show_whiteouts && is_reserved(name) && name != STORE_DIR {
+        if options.show_whiteouts && is_reserved(name) && is_one_name(name) && name != STORE_DIR {
             return if name.len() > usize::from(options.name_max) + PREFIX.len() {
                 Err(Errno::NAMETOOLONG)
             } else {
@@ -405,16 +405,17 @@ impl Union {
         if is_reserved(name) {
             return Err(Errno::PERM);
         }
-        if name.is_empty()
-            || name == b"."
-            || name == b".."
-            || name.contains(&b'/')
-            || name.contains(&0)
-        {
-            return Err(Errno::INVAL);
+        if is_one_name(name) {
+            Ok(())
+        } else {
+            Err(Errno::INVAL)
         }
-        Ok(())
     }
+}
+
+/// Is it the name of something in a directory, and no path?
+fn is_one_name(name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..") && !name.contains(&b'/') && !name.contains(&0)
 }
 
 fn is_stale(node: &Node) -> bool {
