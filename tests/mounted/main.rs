@@ -6,6 +6,7 @@ mod fixture;
 mod fstab;
 mod full;
 mod handles;
+mod hostile;
 mod listing;
 mod open_files;
 mod overlayfs_formats;
