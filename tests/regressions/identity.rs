@@ -168,3 +168,33 @@ fn nothing_is_remembered_of_a_copied_directory_that_was_replaced() {
     let (_, seen) = Store::open(branch.as_fd(), None, Format::Aufs).unwrap();
     assert!(!seen.origins.contains_key(&number));
 }
+
+#[test]
+fn a_directory_that_shows_again_is_not_the_renamed_copy_of_it() {
+    if !is_root() {
+        return;
+    }
+    let mut t = Fixture::new();
+    t.put("a/d/x", "x");
+    t.put_dir("c");
+    let branches = ["c=rw", "a=ro"];
+    t.open(&branches, "udba=none,dirren");
+    t.rename("d", "e").unwrap();
+    t.close();
+    // The whiteout goes: both names show what lies below.
+    t.take("c/.wh.d");
+    t.open(&branches, "udba=none,dirren");
+    let renamed = t.node("e");
+    for path in ["e/x", "d/x"] {
+        assert_eq!(t.read(path), "x", "{path}");
+    }
+    assert_eq!(t.node("e"), renamed);
+    assert_ne!(t.node("d"), renamed);
+    t.create("e/new", "e").unwrap();
+    t.create("d/new", "d").unwrap();
+    assert_eq!(
+        (t.on_branch("c/e/new"), t.on_branch("c/d/new")),
+        ("e".into(), "d".into())
+    );
+    assert_eq!((t.read("e/new"), t.read("d/new")), ("e".into(), "d".into()));
+}

@@ -269,9 +269,21 @@ impl Union {
             let one: SmallVec<[Layer; 2]> = smallvec![layer];
             Layers::new(one)
         });
-        let (node, _) = self.nodes.get_or_insert(id, 1, || {
-            Node::new(id, stat.kind(), self.generation(), home, layers)
-        });
+        let node = loop {
+            let make = || {
+                let (home, layers) = (home.clone(), layers.clone());
+                Node::new(id, stat.kind(), self.generation(), home, layers)
+            };
+            let (node, existed) = self.nodes.get_or_insert(id, 1, make);
+            if !existed {
+                break node;
+            }
+            // What has this number was looked up meanwhile.
+            drop(node);
+            self.forget(id, 1);
+            id = self.inos.fresh();
+            self.inos.assign(branch.dev, stat.ino, id);
+        };
         node.mark_seen(self.version());
         if let Some(dir) = node.dir()
             && self.options().udba == crate::spec::Udba::None

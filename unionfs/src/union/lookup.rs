@@ -236,14 +236,7 @@ impl Union {
         dir: &Arc<OwnedFd>,
         references: u64,
     ) -> Result<Child> {
-        let mut id = self.inos.number(&stat);
-        if let Some(node) = self.nodes.get(id)
-            && (node.kind != Kind::Dir
-                || (!node.is_at(parent.id, name) && self.lives_elsewhere(&node, &stat)))
-        {
-            // The same directory at two places (overlapping branches), or a number used again.
-            id = self.inos.alias(parent.id, name);
-        }
+        let mut id = self.dir_number(parent, name, &stat);
         let version = self.version();
         let known = self.nodes.get(id).filter(|n| {
             n.seen() == version
@@ -328,15 +321,41 @@ impl Union {
         self.options().udba != crate::spec::Udba::None
     }
 
-    /// Is the directory still reachable at the place that its node knows?
-    fn lives_elsewhere(&self, node: &Arc<Node>, stat: &RealStat) -> bool {
-        let home = node.home();
-        let Some(parent) = home.parent.filter(|_| home.linked) else {
-            return false;
+    /// The number of a directory: its own, unless that is taken by what is shown elsewhere. Two
+    /// directories must never be one node.
+    fn dir_number(&self, parent: &Arc<Node>, name: &[u8], stat: &RealStat) -> NodeId {
+        let own = self.inos.number(stat);
+        let Some(node) = self.nodes.get(own) else {
+            return own;
         };
-        self.dir_fd_on(&parent, home.branch)
-            .and_then(|dir| stat_at(dir, &home.name))
-            .is_ok_and(|there| (there.dev, there.ino) == (stat.dev, stat.ino))
+        if node.kind != Kind::Dir {
+            return self.inos.alias(parent.id, name);
+        }
+        if node.is_at(parent.id, name) {
+            return own;
+        }
+        match self.at_home(&node) {
+            // The same directory at two places (overlapping branches).
+            Some(there) if (there.dev, there.ino) == (stat.dev, stat.ino) => {
+                self.inos.alias(parent.id, name)
+            }
+            // Another one: a copy of what shows here again, or one that got its inode number.
+            Some(there) if there.ino == node.inode().1 => {
+                let id = self.inos.fresh();
+                self.inos.keep(stat, id);
+                id
+            }
+            // It was moved here behind the union's back.
+            _ => own,
+        }
+    }
+
+    /// What is at the place that the node of a directory knows, on its topmost branch.
+    fn at_home(&self, node: &Arc<Node>) -> Option<RealStat> {
+        let home = node.home();
+        let parent = home.parent.filter(|_| home.linked)?;
+        let dir = self.dir_fd_on(&parent, home.branch).ok()?;
+        stat_at(dir, &home.name).ok()
     }
 
     /// A known directory was looked up again: takes over what changed behind the union's back.
