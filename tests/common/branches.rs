@@ -167,6 +167,7 @@ impl Branches {
             layers.push(Layer {
                 tree: tree.clone(),
                 honours: perm.spec().whiteouts,
+                ends: stack.format == Format::Overlay,
                 writable: perm.writable(),
             });
         }

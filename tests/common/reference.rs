@@ -79,6 +79,8 @@ pub struct Layer {
     pub tree: Tree,
     /// Whiteouts and opaque marks on it count.
     pub honours: bool,
+    /// What is no directory ends one of its name above (overlayfs); in AUFS it is passed over.
+    pub ends: bool,
     pub writable: bool,
 }
 
@@ -367,6 +369,7 @@ impl Merge<'_> {
             match tree.entries.get(name) {
                 Some(Entry::Dir(dir)) => merged.push((branch, dir)),
                 Some(other) if merged.is_empty() => return Some(self.leaf(branch, other)),
+                Some(_) if self.layers[branch].ends => break,
                 _ => {}
             }
             if self.layers[branch].honours && tree.whiteouts.contains(name) {
