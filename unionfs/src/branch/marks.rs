@@ -2,6 +2,7 @@
 
 use super::{Branch, overlay};
 use crate::errno::{Errno, Result};
+use crate::shown::ShowPath;
 use crate::spec::Format;
 use crate::sys::loc::{open_beneath, open_listing};
 use crate::sys::stat::stat_at;
@@ -142,10 +143,7 @@ impl Branch {
     /// nothing of what is seen: the entry goes before it.
     pub fn drop_whiteout_of_entry(&self, dir: impl AsFd, name: &[u8]) {
         if let Err(err) = self.remove_whiteout(dir, name) {
-            log::warn!(
-                "{}: a needless whiteout was left: {err}",
-                self.path.display()
-            );
+            log::warn!("{}: a needless whiteout was left: {err}", self.path.shown());
         }
     }
 

@@ -247,10 +247,6 @@ impl Union {
             self.record_gone(branch, stat.ino);
         }
         let mut id = self.inos.number(stat);
-        if self.nodes.get(id).is_some() {
-            id = self.inos.fresh();
-            self.inos.assign(branch.dev, stat.ino, id);
-        }
         let home = Home {
             parent: Some(parent.clone()),
             name: Name::from_slice(name),
@@ -278,7 +274,7 @@ impl Union {
             if !existed {
                 break node;
             }
-            // What has this number was looked up meanwhile.
+            // Something else has this number: the source of a copy, perhaps.
             drop(node);
             self.forget(id, 1);
             id = self.inos.fresh();

@@ -205,7 +205,8 @@ impl Union {
     }
 
     /// A directory with nothing but marks in it, which is made opaque by one outside, changes places
-    /// with an empty one like it. The name never shows anything else. `stat`: of the directory as its owner left it.
+    /// with an empty one like it. The name never shows anything else. `stat`: of the directory as its
+    /// owner left it.
     pub(super) fn swap_for_empty(
         &self,
         branch: &Branch,

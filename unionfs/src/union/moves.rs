@@ -6,6 +6,7 @@ use crate::branch::Branch;
 use crate::branch::times::keep_times;
 use crate::errno::{Errno, Result};
 use crate::node::{Layer, Layers, Node};
+use crate::shown::ShowPath;
 use crate::spec::Format;
 use crate::sys::Unlocked;
 use crate::sys::loc::{open_listing, open_subdir};
@@ -112,7 +113,7 @@ fn rename(branch: &Branch, m: &Move<'_>) -> Result<()> {
             && let Err(err) = rustix::fs::unlinkat(m.from, m.old, AtFlags::empty())
         {
             // It hides nothing there, and the rename is done.
-            let branch = branch.path.display();
+            let branch = branch.path.shown();
             log::warn!("{branch}: a needless whiteout was left: {err}");
         }
         branch.drop_whiteout_of_entry(m.to, m.new);
