@@ -1,8 +1,9 @@
 //! How containers begin and end: exit codes, signals, terminals, and what is left when a part of them dies.
 
-use super::world::{LIMIT, ULAUNCH, World, code, is_gone, kill, out, pid_of, text, wait_for};
+use super::world::{
+    LIMIT, ULAUNCH, World, cgroups, code, is_gone, kill, out, pid_of, text, wait_for,
+};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -96,12 +97,7 @@ fn a_killed_launcher_leaves_nothing() {
     let Some(world) = World::new() else { return };
     let mut launcher = world.spawn(&["--rm", "--name", "l", "--memory", "64M"], "exec sleep 60");
     let record = world.running("l");
-    let groups: Vec<PathBuf> = record["cgroups"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|dir| dir.as_str().unwrap().into())
-        .collect();
+    let groups = cgroups(&record);
     launcher.kill().unwrap();
     assert_eq!(launcher.wait().unwrap().signal(), Some(9));
     for process in ["init", "daemon"] {

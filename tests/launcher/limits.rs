@@ -1,8 +1,7 @@
 //! Limits on memory, tasks and processor time.
 
-use super::world::{World, code, kill, out, payload, pid_of, status_field, text};
+use super::world::{World, cgroups, code, kill, out, payload, pid_of, status_field, text};
 use std::fs;
-use std::path::PathBuf;
 use std::time::Instant;
 
 #[test]
@@ -59,12 +58,7 @@ fn tasks_and_cpu_are_limited_and_groups_removed() {
         "exec sleep 60",
     );
     let record = world.running("g");
-    let groups: Vec<PathBuf> = record["cgroups"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|dir| dir.as_str().unwrap().into())
-        .collect();
+    let groups = cgroups(&record);
     assert!(
         !groups.is_empty() && groups.iter().all(|dir| dir.is_dir()),
         "{groups:?}"

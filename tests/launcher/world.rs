@@ -217,3 +217,12 @@ pub fn status_field(pid: i32, field: &str) -> String {
         .trim()
         .to_owned()
 }
+
+/// The cgroup directories that the record of a container names.
+pub fn cgroups(record: &serde_json::Value) -> Vec<PathBuf> {
+    let listed = record["cgroups"].as_array().unwrap();
+    listed
+        .iter()
+        .map(|dir| dir.as_str().unwrap().into())
+        .collect()
+}

@@ -190,3 +190,13 @@ pub fn text(output: &Output) -> String {
     let (out, err) = (&output.stdout, &output.stderr);
     String::from_utf8_lossy(out).into_owned() + &String::from_utf8_lossy(err)
 }
+
+/// The names in a directory, in order.
+pub fn names(path: &Path) -> Vec<String> {
+    let listed = fs::read_dir(path).unwrap();
+    let mut names: Vec<_> = listed
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}

@@ -1,24 +1,14 @@
 //! Branches that are damaged, hostile, or lie where no sane one does: the mount shows what it can
 //! and goes on.
 
-use super::fixture::{World, eventually, text};
+use super::fixture::{World, eventually, names, text};
 use rustix::fs::{AtFlags, Mode, OFlags, XattrFlags};
 use rustix::fs::{mkdirat, openat, renameat, setxattr, unlinkat};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
-use std::path::Path;
 use std::process::Command;
-
-fn names(path: &Path) -> Vec<String> {
-    let listed = fs::read_dir(path).unwrap();
-    let mut names: Vec<_> = listed
-        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    names
-}
 
 #[test]
 fn loops_and_marks_that_are_none_hurt_nobody() {

@@ -115,6 +115,11 @@ fn same(kernel: &BTreeMap<String, String>, union: &BTreeMap<String, String>) {
     }
 }
 
+/// A world with layers in which overlayfs copied files up without their data; `None` where it cannot.
+fn with_metacopies() -> Option<World> {
+    World::new().filter(make_metacopies)
+}
+
 /// Two layers over a third, in which the kernel has left all that it leaves of files without data:
 /// changed twice, renamed, moved, linked, below renamed directories. False = it cannot.
 fn make_metacopies(w: &World) -> bool {
@@ -163,10 +168,7 @@ fn lacks_data(path: &Path) -> bool {
 
 #[test]
 fn files_copied_up_without_data_show_it_from_below() {
-    let Some(w) = World::new() else { return };
-    if !make_metacopies(&w) {
-        return;
-    }
+    let Some(w) = with_metacopies() else { return };
     for name in ["twice", "newer", "e/sub/deep", "e/back"] {
         assert!(lacks_data(&w.path("up2").join(name)), "{name}");
     }
@@ -218,10 +220,7 @@ const CHANGES: &str = "echo more >> same
 
 #[test]
 fn a_change_completes_a_file_without_data_first() {
-    let Some(w) = World::new() else { return };
-    if !make_metacopies(&w) {
-        return;
-    }
+    let Some(w) = with_metacopies() else { return };
     sh(&w, "", "cp -a up2 copy");
     let shown = {
         let by_kernel = options(&w, &["up1", "low"], Some(("copy", "work-copy")));
@@ -249,10 +248,7 @@ fn a_change_completes_a_file_without_data_first() {
 
 #[test]
 fn an_open_file_keeps_its_data_from_below_and_sees_writes() {
-    let Some(w) = World::new() else { return };
-    if !make_metacopies(&w) {
-        return;
-    }
+    let Some(w) = with_metacopies() else { return };
     let own = options(&w, &["up1", "low"], Some(("up2", "work2")));
     for io in ["", ",io=cache", ",io=direct"] {
         w.mounted(&format!("{own}{io}"), || {
@@ -278,10 +274,7 @@ fn error_of(done: std::io::Result<()>) -> Option<i32> {
 
 #[test]
 fn data_that_is_nowhere_is_an_error_not_holes() {
-    let Some(w) = World::new() else { return };
-    if !make_metacopies(&w) {
-        return;
-    }
+    let Some(w) = with_metacopies() else { return };
     sh(&w, "low", "rm twice; rm -r renamed; mkdir renamed");
     // Marks that others could have set lead nowhere.
     w.put("low/secret", "secret");
@@ -446,10 +439,7 @@ fn attributes_of_an_overlay_inside_are_the_users() {
 
 #[test]
 fn layers_of_overlayfs_are_branches_among_others() {
-    let Some(w) = World::new() else { return };
-    if !make_metacopies(&w) {
-        return;
-    }
+    let Some(w) = with_metacopies() else { return };
     sh(
         &w,
         "up2",
@@ -565,10 +555,7 @@ fn data_only_layers_are_reached_by_redirects_alone() {
 
 #[test]
 fn a_completion_that_was_killed_is_done_again() {
-    let Some(w) = World::new() else { return };
-    if !make_metacopies(&w) {
-        return;
-    }
+    let Some(w) = with_metacopies() else { return };
     // As it leaves the file before the mark is removed.
     sh(
         &w,

@@ -1,6 +1,6 @@
 //! Changes made on a branch itself, behind the union: `udba=none`, `reval` and `notify`.
 
-use super::fixture::{World, text};
+use super::fixture::{World, names, text};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -26,15 +26,6 @@ fn within(limit: Duration, what: &str, mut so: impl FnMut() -> bool) -> Duration
 
 fn read(path: &Path) -> Option<String> {
     fs::read_to_string(path).ok()
-}
-
-fn names(path: &Path) -> Vec<String> {
-    let listed = fs::read_dir(path).unwrap();
-    let mut names: Vec<String> = listed
-        .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    names
 }
 
 /// Two branches with a directory `d` on both, everything in it known to the kernel.

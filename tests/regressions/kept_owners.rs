@@ -18,10 +18,13 @@ fn keep(f: &Fixture, path: &str, value: &str) {
     lsetxattr(f.path(path), KEPT, value.as_bytes(), XattrFlags::empty()).unwrap();
 }
 
-fn open(f: &mut Fixture) {
+/// Owners are kept in the attribute.
+const KEEPING: &str = ",xattr_permissions=2";
+
+fn open(f: &mut Fixture, more: &str) {
     let at = |name: &str| f.path(name).display().to_string();
     let options = format!(
-        "lowerdir={},upperdir={},workdir={},xattr_permissions=2",
+        "lowerdir={},upperdir={},workdir={}{more}",
         at("low"),
         at("up"),
         at("work")
@@ -36,7 +39,7 @@ fn start() -> Fixture {
     }
     f.put("low/d/file", "low");
     std::os::unix::fs::chown(f.path("low/d/file"), Some(7), Some(8)).unwrap();
-    open(&mut f);
+    open(&mut f, KEEPING);
     f
 }
 
@@ -68,7 +71,7 @@ fn what_is_made_and_changed_keeps_its_owner_in_an_attribute() {
     for remounted in [false, true] {
         if remounted {
             f.close();
-            open(&mut f);
+            open(&mut f, KEEPING);
         }
         let (dir, null, file) = (f.attr("/dir"), f.attr("/null"), f.attr("/d/file"));
         assert_eq!((dir.uid, dir.gid, dir.mode & 0o7777), (1000, 50, 0o750));
@@ -113,14 +116,7 @@ fn a_layer_whose_root_has_the_attribute_shows_what_it_says() {
     keep(&f, "low", "0:0:755");
     keep(&f, "low/d", "5:6:2770");
     keep(&f, "low/d/file", "1000:1001:4755:file");
-    let at = |name: &str| f.path(name).display().to_string();
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        at("low"),
-        at("up"),
-        at("work")
-    );
-    f.open_as(&options);
+    open(&mut f, "");
     let dir = f.attr("/d");
     assert_eq!((dir.uid, dir.gid, dir.mode & 0o7777), (5, 6, 0o2770));
     // A copy is given them for real, on a branch that keeps no attribute.
