@@ -101,6 +101,11 @@ fn changes_show(world: &World, branch: &str, mine: &str, limit: Duration) {
     within(limit, "a removed file", || {
         !seen(&format!("{mine}-gone")).exists()
     });
+    // Before anything else changes this file: news of that would bring the mode along.
+    fs::set_permissions(on(mine), fs::Permissions::from_mode(0o600)).unwrap();
+    within(limit, "a mode", || {
+        fs::metadata(seen(mine)).unwrap().mode() & 0o777 == 0o600
+    });
     File::options()
         .append(true)
         .open(on(mine))
@@ -110,10 +115,6 @@ fn changes_show(world: &World, branch: &str, mine: &str, limit: Duration) {
     let whole = format!("{mine} and more");
     within(limit, "appended data", || {
         read(&seen(mine)).as_ref() == Some(&whole)
-    });
-    fs::set_permissions(on(mine), fs::Permissions::from_mode(0o600)).unwrap();
-    within(limit, "a mode", || {
-        fs::metadata(seen(mine)).unwrap().mode() & 0o777 == 0o600
     });
     fs::create_dir(on("new-dir")).unwrap();
     within(limit, "a directory", || seen("new-dir").is_dir());
