@@ -239,22 +239,34 @@ fn an_attribute_that_the_copy_cannot_have_fails_the_copy_up_unless_icex_says_oth
     let mut t = Fixture::new();
     let lower = t.path("b1");
     let _tmpfs = Tmpfs::mount(&lower);
-    t.put("b1/a", "data");
     t.put_dir("b0");
     let big = vec![b'x'; 20_000];
-    let set = |path: &std::path::Path| {
-        rustix::fs::setxattr(path, "user.big", &big, rustix::fs::XattrFlags::empty())
+    let set = |path: &std::path::Path, class: &str| {
+        let name = format!("{class}.big");
+        rustix::fs::setxattr(path, name, &big, rustix::fs::XattrFlags::empty())
     };
     t.put("b0/probe", "");
-    if set(&lower.join("a")).is_err() || set(&t.path("b0/probe")).is_ok() {
-        return;
+    for (class, others, own) in [
+        ("user", "rw+icexsec+icexsys+icextr+icexoth", "rw+icexusr"),
+        ("trusted", "rw+icexsec+icexsys+icexusr+icexoth", "rw+icextr"),
+        (
+            "security",
+            "rw+icexsys+icextr+icexusr+icexoth",
+            "rw+icexsec",
+        ),
+    ] {
+        t.put(&format!("b1/{class}"), "data");
+        if set(&lower.join(class), class).is_err() || set(&t.path("b0/probe"), class).is_ok() {
+            continue;
+        }
+        for (perm, copied) in [("rw", false), (others, false), (own, true)] {
+            t.open(&[&format!("b0={perm}"), "b1=ro"], "");
+            assert_eq!(t.write(class, "new").is_ok(), copied, "{class}, {perm}");
+            let copy = t.path(&format!("b0/{class}"));
+            assert_eq!(copy.exists(), copied, "{class}, {perm}");
+        }
+        assert_eq!(t.on_branch(&format!("b0/{class}")), "new");
     }
-    for (perm, copied) in [("rw", false), ("rw+icexsec", false), ("rw+icexusr", true)] {
-        t.open(&[&format!("b0={perm}"), "b1=ro"], "");
-        assert_eq!(t.write("a", "new").is_ok(), copied, "{perm}");
-        assert_eq!(t.path("b0/a").exists(), copied, "{perm}");
-    }
-    assert_eq!(t.on_branch("b0/a"), "new");
     t.close();
 }
 
