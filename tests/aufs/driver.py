@@ -331,9 +331,10 @@ def do_op(c, op):
             os.write(f, mkbytes(op["data"]))
         finally:
             os.close(f)
-    elif o == "fillwrite":    # write op["size"] bytes
+    elif o == "fillwrite":    # write op["size"] bytes, from op["from"] on
         f = os.open(P(c, op), os.O_CREAT | os.O_WRONLY, 0o644)
         try:
+            os.lseek(f, op.get("from", 0), os.SEEK_SET)
             n, b = op["size"], b"Z" * 65536
             while n > 0:
                 n -= os.write(f, b[: min(n, 65536)])
@@ -373,6 +374,8 @@ def do_op(c, op):
         os.chmod(P(c, op), int(op["mode"], 8))
     elif o == "chown":
         os.chown(P(c, op), op["uid"], op["gid"], follow_symlinks=False)
+    elif o == "futime":
+        os.utime(fd, (op["t"], op["t"]))
     elif o == "utime":
         t = op.get("t")
         os.utime(P(c, op), None if t is None else (t, t), follow_symlinks=False)
@@ -410,12 +413,17 @@ def do_op(c, op):
     elif o == "ls_count":
         n = os.listdir(P(c, op))
         return {"n": len(n), "unique": len(set(n))}
-    elif o == "ls_ino_matches":   # d_ino from readdir == st_ino from lstat, for every entry
+    elif o == "ls_ino_matches":   # d_ino and d_type from readdir are those from lstat, for every entry
         bad = []
+        # All of it first: who looks at each at once gets it from lookups, by READDIRPLUS.
         with os.scandir(P(c, op)) as it:
-            for e in it:
-                if e.inode() != os.lstat(e.path).st_ino:
-                    bad.append(e.name)
+            entries = list(it)
+        for e in entries:
+            real = os.lstat(e.path)
+            listed = (e.is_symlink(), e.is_dir(follow_symlinks=False), e.is_file(follow_symlinks=False))
+            kind = (stat.S_ISLNK(real.st_mode), stat.S_ISDIR(real.st_mode), stat.S_ISREG(real.st_mode))
+            if e.inode() != real.st_ino or listed != kind:
+                bad.append(e.name)
         return sorted(bad)
     elif o == "opendir":
         libc.opendir.restype = ctypes.c_void_p
@@ -481,6 +489,11 @@ def do_op(c, op):
         if op.get("blocks"):
             kb = v.f_blocks * v.f_frsize // 1024
             r["size_kb"] = kb
+        if "sum_of" in op:    # which numbers are not the sums of those branches' (in bytes, where they count blocks)?
+            parts = [os.statvfs(c.br[b]) for b in op["sum_of"]]
+            r["no_sum"] = [k for k, unit in (("f_blocks", "f_frsize"), ("f_bfree", "f_frsize"), ("f_bavail", "f_frsize"),
+                                             ("f_files", ""), ("f_ffree", ""))
+                           if getattr(v, k) * getattr(v, unit, 1) != sum(getattr(p, k) * getattr(p, unit, 1) for p in parts)]
         return r
     elif o == "inotify_add":
         if c.inot is None:
