@@ -205,3 +205,45 @@ fn a_write_that_runs_while_its_file_is_brought_up_is_not_lost() {
     let data = fs::read(union.path("b0/t")).unwrap();
     assert!(data.iter().step_by(256).all(|b| *b == b'y'));
 }
+
+/// The names of a directory are read while something above a whiteout has the name; then that goes.
+#[test]
+fn a_whiteout_below_what_was_removed_is_not_forgotten() {
+    type Removal = fn(&Fixture);
+    let removals: [(&str, Removal); 3] = [
+        ("a", |union| union.unlink("a").unwrap()),
+        ("a", |union| union.rename("a", "b").unwrap()),
+        ("a/", |union| union.rmdir("a").unwrap()),
+    ];
+    for (kind, remove) in removals {
+        for (marked, branches) in [
+            ("b1", ["b0=rw", "b1=rw", "b2=ro"]),
+            ("b1", ["b0=rw", "b1=ro+wh", "b2=rw"]),
+        ] {
+            let mut union = Fixture::new();
+            match kind {
+                "a" => union.put("b0/a", ""),
+                _ => union.put_dir("b0/a"),
+            }
+            union.put(&format!("{marked}/.wh.a"), "");
+            union.put_dir("b2");
+            union.open(&branches, "create=rr,udba=none");
+            assert_eq!(union.names(""), ["a"]);
+            remove(&union);
+            // Each is made on another branch, in turn.
+            for turn in ["1", "2", "3"] {
+                union.create("a", turn).unwrap();
+                union.create("other", "").unwrap();
+                let beside = ["b0", "b1"].map(|b| {
+                    union.path(b).join("a").exists() && union.path(b).join(".wh.a").exists()
+                });
+                assert_eq!(beside, [false, false], "{branches:?}");
+                assert_eq!(union.read("a"), turn, "{branches:?}");
+                union.unlink("a").unwrap();
+                union.unlink("other").unwrap();
+                union.create("again", "").unwrap();
+                union.unlink("again").unwrap();
+            }
+        }
+    }
+}

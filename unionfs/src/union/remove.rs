@@ -77,7 +77,8 @@ impl Union {
         self.count_removal(node.as_ref(), target, &stat, physical);
         drop(counting);
         if let Some(index) = &mut ns.index {
-            index.remove(name, whiteout);
+            let hidden = whiteout || self.hidden_below(parent, target.id, name);
+            index.remove(name, hidden);
         }
         self.changed(parent, ns, target.id);
         Ok(())
@@ -216,7 +217,9 @@ impl Union {
         let removed = self.rmdir_node(parent, name, &node, found, target);
         if removed.is_ok() {
             if let Some(index) = &mut ns.index {
-                index.remove(name, found.below || found.top != target.id);
+                let whiteout = found.below || found.top != target.id;
+                let hidden = whiteout || self.hidden_below(parent, target.id, name);
+                index.remove(name, hidden);
             }
             self.changed(parent, ns, target.id);
         }

@@ -441,7 +441,8 @@ impl Union {
         self.before_rename(node, from.dir, from.name);
         self.moved(node, source.real, to, lower, branch);
         if let Some(index) = &mut dirs.source().index {
-            index.remove(from.name, source.below);
+            let hidden = source.below || self.hidden_below(from.dir, branch.id, from.name);
+            index.remove(from.name, hidden);
         }
         if let Some(index) = &mut dirs.target().index {
             index.set(

@@ -3,7 +3,7 @@
 use super::Union;
 use crate::branch::Branch;
 use crate::errno::{Errno, Result};
-use crate::node::Node;
+use crate::node::{Layer, Node};
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::types::BranchId;
 use rustix::fd::OwnedFd;
@@ -122,5 +122,30 @@ impl Union {
             }
         }
         Ok(false)
+    }
+
+    /// `branch` has a name no more, and nothing below it shows: because a whiteout further down says
+    /// so? Whoever makes the name again has to know, if that can be on a writable branch down there.
+    pub(super) fn hidden_below(&self, dir: &Arc<Node>, branch: BranchId, name: &[u8]) -> bool {
+        let stack = self.stack();
+        let Some(position) = stack.position(branch) else {
+            return true;
+        };
+        let mut below = stack.branches().iter().skip(usize::from(position.0) + 1);
+        if !below.any(|b| b.writable()) {
+            return false;
+        }
+        let marked = |layer: &Layer| -> Result<bool> {
+            let lower = self.branch(layer.branch)?;
+            Ok(lower.honours_whiteouts() && {
+                let fd = self.dir_fd(dir, layer)?;
+                lower.has_whiteout(&fd, name)?
+            })
+        };
+        dir.layers()
+            .iter()
+            .filter(|l| !l.sealed && stack.position(l.branch) > Some(position))
+            // Not knowing, a mark that is looked for in vain does no harm.
+            .any(|layer| marked(layer).unwrap_or(true))
     }
 }
