@@ -215,15 +215,34 @@ fn the_last_branch_and_wrong_changes_are_refused() {
                 .to_owned(),
         ),
         (
+            &["set", ""],
+            "set: no option is given (EINVAL): OPT[,OPT...], as in udba=notify".to_owned(),
+        ),
+        (
+            &["append", "b0=ro"],
+            format!(
+                "add {}: it is a branch already (EEXIST): `uaufs ctl MOUNTPOINT mod` changes its permission",
+                path("b0")
+            ),
+        ),
+        (
+            &["del", "b1"],
+            format!(
+                "del {}: no such branch (ENOENT): `uaufs ctl MOUNTPOINT list` shows them",
+                path("b1")
+            ),
+        ),
+        (
             &["mod", "b0"],
             "mod b0: needs a permission (EINVAL): as in PATH=ro+wh".to_owned(),
         ),
     ] {
         assert_eq!(m.refused(args), format!("uaufs: {message}\n"), "{args:?}");
     }
-    let out = m.try_ctl(&["append", "b0=ro"]);
-    assert!(out.status.success() && text(&out.stderr).contains("a branch already"));
-    let out = m.try_ctl(&["del", "b1"]);
+    // A remount repeats what is there.
+    let out = m.try_ctl(&["set", &format!("append:{}", path("b0"))]);
+    assert!(out.status.success() && out.stderr.is_empty());
+    let out = m.try_ctl(&["set", &format!("del:{}", path("b1"))]);
     assert!(out.status.success() && text(&out.stderr).contains("it is no branch"));
     assert_eq!(m.branches(), ["b0=rw"]);
 }

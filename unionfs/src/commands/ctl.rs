@@ -10,7 +10,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use unionfs::control::ask::ask_at;
+use unionfs::control::protocol::Failure;
 use unionfs::control::{Client, Listed, Query, Request};
+use unionfs::errno::Errno;
 use unionfs::ostext::OsText;
 use unionfs::shown::{ShowPath, Shown};
 use unionfs::spec::aufs::{Change, Changes, NewBranch, parse_change};
@@ -90,6 +92,9 @@ pub fn run(args: &CtlArgs) -> anyhow::Result<u8> {
     };
     let (change, force) = match &args.action {
         Action::List { json } => return list(&args.mountpoint, *json),
+        Action::Set { options } if options.as_bytes().iter().all(|b| *b == b',') => {
+            bail!("set: no option is given (EINVAL): OPT[,OPT...], as in udba=notify")
+        }
         Action::Set { options } => return change_all(&args.mountpoint, parse_change(options)?),
         Action::Add {
             index,
@@ -130,11 +135,7 @@ pub fn change_all(mountpoint: &Path, parsed: Changes) -> anyhow::Result<u8> {
     for change in parsed.changes {
         match change {
             Change::Set(Setting::Mount(flag)) => flags.push(flag),
-            // mount(8) repeats the branches of fstab(5): those that are there stay (as with AUFS).
-            other @ (Change::AddBranch { .. } | Change::Append(_) | Change::Prepend(_)) => {
-                carry_out(&client, mountpoint, other, false)?;
-            }
-            other => warn(&carry_out(&client, mountpoint, other, false)?),
+            other => warn(&repeated(&client, mountpoint, other)?),
         }
     }
     unionfs::fuse::change_flags(mountpoint, &flags)?;
@@ -146,6 +147,34 @@ pub fn change_all(mountpoint: &Path, parsed: Changes) -> anyhow::Result<u8> {
         }
     }
     Ok(0)
+}
+
+/// One change of a remount. mount(8) repeats the branches of fstab(5): those that are there stay, and
+/// a directory that is no branch is none afterwards, either (both as with AUFS).
+fn repeated(client: &Client, mountpoint: &Path, change: Change) -> anyhow::Result<Vec<String>> {
+    let told = match &change {
+        Change::AddBranch { .. } | Change::Append(_) | Change::Prepend(_) => {
+            Some((Errno::EXIST, None))
+        }
+        Change::Del { path } if path.is_dir() => {
+            let none = format!("{}: it is no branch", path.shown());
+            Some((Errno::NOENT, Some(none)))
+        }
+        _ => None,
+    };
+    let done = carry_out(client, mountpoint, change, false);
+    match (told, done) {
+        (Some((expected, warning)), Err(error)) if errno_of(&error) == Some(expected) => {
+            Ok(warning.into_iter().collect())
+        }
+        (_, done) => done,
+    }
+}
+
+/// What the daemon refused with.
+fn errno_of(error: &anyhow::Error) -> Option<Errno> {
+    let failure = error.downcast_ref::<Failure>()?;
+    Some(Errno::from_raw_os_error(failure.errno))
 }
 
 /// Sends one change, with the directory that it names. Returns what the daemon warns of.
@@ -201,8 +230,8 @@ fn open_branch(path: &Path) -> anyhow::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat(CWD, path, flags, Mode::empty()).map_err(|errno| {
         let what = match errno {
-            unionfs::errno::Errno::NOENT => "no such branch: create it or correct the path",
-            unionfs::errno::Errno::NOTDIR => "a branch must be a directory",
+            Errno::NOENT => "no such branch: create it or correct the path",
+            Errno::NOTDIR => "a branch must be a directory",
             _ => "cannot open the branch",
         };
         let error = unionfs::setup::SetupError::Path {

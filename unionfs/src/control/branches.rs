@@ -25,7 +25,7 @@ const FORGETTING: Duration = Duration::from_millis(500);
 const NAMED: usize = 4;
 
 impl Live {
-    /// `add`, `append`, `prepend`. A directory that is a branch already stays what it is.
+    /// `add`, `append`, `prepend`.
     pub(super) fn add(&self, index: Option<usize>, new: &NewBranch, dir: OwnedFd) -> Outcome {
         let stat = crate::sys::stat::stat_fd(&dir)
             .map_err(|errno| Failure::new(errno, told("add", &new.path)))?;
@@ -39,8 +39,11 @@ impl Live {
             ));
         }
         if self.union.branch_by_root((stat.dev, stat.ino)).is_some() {
-            let told = format!("{}: it is a branch already", Shown(bytes(&new.path)));
-            return Ok(json!({ "warnings": [told] }));
+            return Err(Failure::because(
+                Errno::EXIST,
+                format_args!("{}: it is a branch already", told("add", &new.path)),
+                "`uaufs ctl MOUNTPOINT mod` changes its permission",
+            ));
         }
         let index = index.unwrap_or_else(|| self.union.stack().branches().len());
         let options = self.union.options().format;
@@ -69,13 +72,9 @@ impl Live {
         Ok(self.changed())
     }
 
-    /// `del`. As with AUFS, an existing directory that is no branch is none afterwards, either.
+    /// `del`.
     pub(super) fn delete(&self, path: &Path, dir: Option<OwnedFd>, force: bool) -> Outcome {
         let Some(id) = self.find(path, dir.as_ref()) else {
-            if dir.is_some() {
-                let told = format!("{}: it is no branch", Shown(bytes(path)));
-                return Ok(json!({ "warnings": [told] }));
-            }
             return Err(Failure::because(
                 Errno::NOENT,
                 format_args!("{}: no such branch", told("del", path)),
