@@ -7,7 +7,7 @@ mod mount_command;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use cli::{CalledAs, Command, MountArgs, Parsed};
+use cli::{CalledAs, Command, MountArgs, Parsed, UsageError};
 use mount_command::MountJob;
 use unionfs::spec::aufs::parse_remount;
 use unionfs::spec::{MountSpec, Unknown};
@@ -17,7 +17,8 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("uaufs: {error:#}");
-            ExitCode::from(1)
+            let usage = error.downcast_ref::<UsageError>();
+            ExitCode::from(usage.map_or(1, |error| error.code))
         }
     }
 }

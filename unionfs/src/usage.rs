@@ -23,6 +23,10 @@ pub fn one_line(name: &str, error: &clap::Error) -> String {
         }
         // One argument too many, or the wrong command of a subcommand.
         ErrorKind::UnknownArgument => format!("{argument}: not expected here: {help}"),
+        ErrorKind::InvalidSubcommand => {
+            let named = context(ContextKind::InvalidSubcommand);
+            format!("{named}: no such command: {help}")
+        }
         ErrorKind::InvalidValue if value.is_empty() => {
             format!("{argument}: the value is missing: {help}")
         }
@@ -47,4 +51,19 @@ pub fn one_line(name: &str, error: &clap::Error) -> String {
     line.chars()
         .map(|c| if c.is_control() { '?' } else { c })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Command;
+
+    #[test]
+    fn a_command_that_does_not_exist_is_named() {
+        let program = Command::new("p").subcommand_required(true);
+        let program = program.subcommand(Command::new("run"));
+        let error = program.try_get_matches_from(["p", "rum"]).unwrap_err();
+        let told = "rum: no such command: `p --help` shows the usage";
+        assert_eq!(one_line("p", &error), told);
+    }
 }

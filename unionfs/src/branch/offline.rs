@@ -29,7 +29,11 @@ pub struct Offline {
     lock: Option<OwnedFd>,
 }
 
-fn open_dir(path: &Path, role: &str) -> std::result::Result<OwnedFd, SetupError> {
+/// Opens the directory at `path`, which is a `role` to the user.
+///
+/// # Errors
+/// Says what `path` is not.
+pub fn open_dir(path: &Path, role: &str) -> std::result::Result<OwnedFd, SetupError> {
     openat(CWD, path, LISTING, Mode::empty()).map_err(|errno| {
         let what = match errno {
             Errno::NOENT => format!("no such {role}: correct the path"),

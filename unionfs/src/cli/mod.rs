@@ -92,11 +92,15 @@ pub enum Parsed {
 
 /// A command line that makes no sense: one line, without the name of the program.
 #[derive(Debug, PartialEq, Eq)]
-pub struct UsageError(String);
+pub struct UsageError {
+    text: String,
+    /// The program's exit code.
+    pub code: u8,
+}
 
 impl fmt::Display for UsageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
@@ -156,10 +160,16 @@ fn run<R: Role>(args: Vec<OsString>) -> Result<Parsed, UsageError> {
     match parsed {
         Ok(role) => role.command_of().map(Parsed::Run),
         Err(error) if !error.use_stderr() => Ok(Parsed::Print(error.to_string())),
-        Err(error) => Err(UsageError(usage::one_line(
-            subcommand.as_deref().unwrap_or(R::NAME),
-            &error,
-        ))),
+        Err(error) => {
+            let name = subcommand.as_deref().unwrap_or(R::NAME);
+            Err(UsageError {
+                text: usage::one_line(name, &error),
+                code: match name {
+                    "uaufs fsck" => fsck::CANNOT_CHECK,
+                    _ => 1,
+                },
+            })
+        }
     }
 }
 
@@ -202,9 +212,8 @@ impl Place {
         let mut operands = self.operands;
         let mountpoint = operands.pop().filter(|mountpoint| !mountpoint.is_empty());
         let mountpoint = mountpoint.ok_or_else(|| {
-            UsageError(format!(
-                "MOUNTPOINT is missing: `{name} --help` shows the usage"
-            ))
+            let text = format!("MOUNTPOINT is missing: `{name} --help` shows the usage");
+            UsageError { text, code: 1 }
         })?;
         Ok((operands.pop(), mountpoint.into()))
     }

@@ -64,7 +64,7 @@ impl From<FormatName> for Format {
 }
 
 /// What fsck(8) ends with when it could not check: 1 says that it repaired.
-const CANNOT_CHECK: u8 = 8;
+pub const CANNOT_CHECK: u8 = 8;
 
 /// Checks.
 ///

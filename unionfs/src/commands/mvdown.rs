@@ -1,6 +1,6 @@
 //! `uaufs mvdown`.
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use unionfs::control::protocol::MoveWhich;
 use unionfs::control::{Client, Request};
-use unionfs::errno::errno_name;
+use unionfs::errno::{Errno, errno_name};
 use unionfs::ostext::OsText;
 use unionfs::shown::ShowPath;
 use unionfs::sys::stat::stat_fd;
@@ -88,7 +88,12 @@ fn move_one(
         _ => Path::new("."),
     };
     // Held open until it is done: its number is valid so long.
-    let dir = open_dir(parent)?;
+    let dir = match open_dir(parent) {
+        Err(_) if !parent.exists() => {
+            bail!("no such file (ENOENT): name a file of a mounted union")
+        }
+        dir => dir?,
+    };
     let number = stat_fd(&dir)
         .map_err(|errno| anyhow::anyhow!("{}", errno_name(errno)))?
         .ino;
@@ -103,7 +108,14 @@ fn move_one(
         dry_run: args.dry_run,
     };
     let attached: Vec<_> = from.into_iter().chain(to).map(AsFd::as_fd).collect();
-    let client = Client::connect(parent)?;
+    let client = match Client::connect(parent) {
+        // The root of a mount lies in no union, either.
+        Err(_) if file.is_dir() => bail!("is a directory (EISDIR): name files of the union"),
+        Err(failure) if failure.errno == Errno::NOTTY.raw_os_error() => {
+            bail!("lies in no mounted union (ENOTTY): name a file of one")
+        }
+        client => client?,
+    };
     let result = client.request(&Request::MoveDown(which), &attached, &mut |_| {})?;
     Ok(result
         .get("bytes")

@@ -159,6 +159,7 @@ pub(super) fn move_down(union: &Union, which: &MoveWhich, attached: &[OwnedFd]) 
         Ok(merge::Outcome::Moved(bytes)) => Ok(json!({ "bytes": bytes })),
         Ok(merge::Outcome::Gone) => Err(refused(Reason::NoUpper)),
         Ok(merge::Outcome::Left(reason)) => Err(refused(reason)),
+        Err(Errno::NOENT) => Err(Failure::new(Errno::NOENT, "no such file in the union")),
         Err(errno) => Err(Failure::new(errno, "cannot be moved")),
     }
 }

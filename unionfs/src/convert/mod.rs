@@ -16,7 +16,7 @@ pub use survey::{Obstacle, Why};
 use crate::branch::dirren;
 use crate::branch::dirren::Recorded;
 use crate::branch::hidden::Hidden;
-use crate::branch::offline::Offline;
+use crate::branch::offline::{Offline, open_dir};
 use crate::branch::overlay::{Attributes, Redirect};
 use crate::errno::{Errno, Result};
 use crate::setup::SetupError;
@@ -90,6 +90,10 @@ pub fn run(request: &Request) -> std::result::Result<End, SetupError> {
     let path = &request.branch;
     let failed = |errno| SetupError::path(path, errno, "cannot convert the branch");
     let aufs = Offline::open(path, None, Some(Format::Aufs))?;
+    // Looked at only where unionfs-fuse hid something, but a slip of the finger is one in any case.
+    for lower in &request.lowers {
+        open_dir(lower, "branch")?;
+    }
     let work = request.workdir.as_deref();
     let overlay = Offline::open(path, work, Some(Format::Overlay))?;
     let root = rustix::io::dup(&aufs.root).map_err(failed)?;

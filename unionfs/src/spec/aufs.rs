@@ -138,7 +138,9 @@ impl Change {
         let count = spec.branches.len();
         let insert = |spec: &mut MountSpec, index: usize, branch: &NewBranch| {
             if spec.branches.iter().any(|other| other.path == branch.path) {
-                return Err(self.refuse("the branch is there already", "each directory once"));
+                // Not as an option: it may be one of several in `br=`.
+                let (what, wrong) = (branch.to_option(), "the branch is there already");
+                return Err(refuse(what.as_bytes(), wrong, "each directory once"));
             }
             let branch = branch.at(index, spec.mount.read_only, spec.options.format);
             spec.branches.insert(index, branch);
@@ -341,8 +343,10 @@ fn formatted(perm: BranchPerm, format: Option<FormatWord>) -> (BranchPerm, Optio
 /// The path of a branch; `whole` is what a message shows.
 fn branch_path(whole: &[u8], path: &[u8]) -> Result<PathBuf, SetupError> {
     if path.is_empty() {
+        // Nothing cannot be shown as it is.
+        let what = if whole.is_empty() { b"''" } else { whole };
         return Err(refuse(
-            whole,
+            what,
             "a branch has no path",
             "PATH[=PERM], with `:` between branches",
         ));

@@ -378,11 +378,11 @@ fn errors_say_what_would_be_right() {
         ("br=", "br=: needs a value (EINVAL): `br=B[:B...]`".into()),
         (
             "br=/a::/b",
-            ": a branch has no path (EINVAL): PATH[=PERM], with `:` between branches".into(),
+            "'': a branch has no path (EINVAL): PATH[=PERM], with `:` between branches".into(),
         ),
         (
             "br=/a:/a",
-            "append:/a: the branch is there already (EINVAL): each directory once".into(),
+            "/a: the branch is there already (EINVAL): each directory once".into(),
         ),
         (
             "br=/a,add:2:/b",
@@ -409,7 +409,14 @@ fn errors_say_what_would_be_right() {
             "br=/a,del:/a",
             "-o: no branch is left (EINVAL): at least one, as in br=/rw=rw:/ro=ro".into(),
         ),
-        ("br=/a,idel:0", "".into()),
+        (
+            "br=/a:/b:/a=ro",
+            "/a=ro: the branch is there already (EINVAL): each directory once".into(),
+        ),
+        (
+            "br=/a,idel:0",
+            "idel:0: is not supported (EINVAL): del:PATH or mod:PATH=PERM".into(),
+        ),
         (
             "br=/a,namelen=256",
             "namelen=256: `256` is not a usable number (EINVAL): a whole number from 14 to 255"

@@ -123,7 +123,8 @@ pub(super) fn settings(
     token: &Token<'_>,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<Setting>, SetupError> {
-    if token.separator == Some(b':') && !matches!(def.action, Action::Ignored) {
+    if token.separator == Some(b':') && !matches!(def.action, Action::Ignored | Action::Refused(_))
+    {
         let right = format!("`{}`", def.usage());
         return Err(refuse(token.raw, "only branches follow a colon", right));
     }
