@@ -26,6 +26,7 @@ use crate::whiteout::{BASE, ORPHAN_DIR, PLINK_DIR, STORE_DIR};
 use parking_lot::Mutex;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FlockOperation, Mode, OFlags, openat};
+use std::ffi::CStr;
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -266,7 +267,8 @@ impl Store {
         })
     }
 
-    /// Notes the branches of the mount: path and permission, topmost first.
+    /// Notes the branches of the mount: path and permission, topmost first. The first time nothing
+    /// waits for the disk; later a loss of power must not leave an empty note.
     pub fn note_stack<'a>(&self, all: impl Iterator<Item = (&'a [u8], String)>) -> Result<()> {
         let mut raw = Vec::new();
         for (path, perm) in all {
@@ -275,13 +277,32 @@ impl Store {
             raw.extend_from_slice(perm.as_bytes());
             raw.push(0);
         }
-        self.write_record(&self.home, b"stack", &raw, false)
+        let before = read_small(&self.home, c"stack")?;
+        if before.as_ref() == Some(&raw) {
+            return Ok(());
+        }
+        self.write_record(&self.home, b"stack", &raw, before.is_some())
     }
 
     /// Makes the log durable.
     pub fn sync(&self) -> Result<()> {
         rustix::fs::fdatasync(&*self.log.lock())
     }
+}
+
+/// A small file of the bookkeeping; `None` = there is none, or nothing is in it.
+fn read_small(dir: &OwnedFd, name: &CStr) -> Result<Option<Vec<u8>>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = match openat(dir, name, flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(err) => return Err(err),
+    };
+    let size = usize::try_from(rustix::fs::fstat(&file)?.st_size).map_err(|_| Errno::FBIG)?;
+    let mut raw = vec![0; size];
+    let len = crate::sys::copy::read_full(&file, &mut raw, 0)?;
+    raw.truncate(len);
+    Ok((!raw.is_empty()).then_some(raw))
 }
 
 /// Records the format of a branch in its bookkeeping.
@@ -294,6 +315,10 @@ pub fn write_format(dir: &OwnedFd, format: Format) -> Result<()> {
             "overlay"
         }
     );
+    if read_small(dir, c"format")?.as_deref() == Some(text.as_bytes()) {
+        // Written anew it could be empty after a loss of power.
+        return Ok(());
+    }
     let flags =
         OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = openat(dir, c"format", flags, Mode::from_bits_truncate(0o600))?;
