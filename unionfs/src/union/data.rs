@@ -4,6 +4,7 @@ use super::Union;
 use crate::branch::Branch;
 use crate::errno::{Errno, Result};
 use crate::node::Node;
+use crate::sys::Loc;
 use crate::sys::copy::{read_full, write_all};
 use crate::sys::stat::stat_fd;
 use crate::types::*;
@@ -97,27 +98,35 @@ impl Union {
             return Ok(());
         }
         let node = self.node(node)?;
+        if node.kind == Kind::Dir {
+            return self.sync_dir(&node, datasync);
+        }
         let branch = self.branch(node.inode().0)?;
-        if !branch.writable() {
+        if node.kind != Kind::File || !branch.writable() {
             return Ok(());
         }
-        let fd = match node.kind {
-            Kind::File => self.data_fd(&node)?,
-            Kind::Dir => {
-                let (_, loc) = self.place_locked(&node)?;
-                Arc::new(loc.open(OFlags::RDONLY | OFlags::DIRECTORY)?)
+        let fd = self.data_fd(&node)?;
+        self.gate.outside(|| sync(&branch, &fd, datasync))
+    }
+
+    /// Each writable branch may have got or lost a name.
+    fn sync_dir(&self, node: &Arc<Node>, datasync: bool) -> Result<()> {
+        let mut found = Vec::new();
+        for layer in node.layers().iter() {
+            let branch = self.branch(layer.branch)?;
+            if !branch.writable() {
+                continue;
             }
-            _ => return Ok(()),
-        };
-        self.gate.outside(|| {
-            if let Some(store) = &branch.store {
-                store.sync()?;
-            }
-            if datasync {
-                rustix::fs::fdatasync(&*fd)
+            let loc = if layer.sealed {
+                self.place_locked(node)?.1
             } else {
-                rustix::fs::fsync(&*fd)
-            }
+                Loc::dir(self.dir_fd(node, layer)?)
+            };
+            found.push((branch, loc.open(OFlags::RDONLY | OFlags::DIRECTORY)?));
+        }
+        self.gate.outside(|| {
+            let mut all = found.iter();
+            all.try_for_each(|(branch, fd)| sync(branch, fd, datasync))
         })
     }
 
@@ -180,6 +189,18 @@ impl Union {
             Err(Errno::XDEV | Errno::NOSYS) => Err(Errno::OPNOTSUPP),
             other => other,
         }
+    }
+}
+
+/// Makes a file or directory of a branch durable, and what is recorded of it.
+fn sync(branch: &Branch, fd: &OwnedFd, datasync: bool) -> Result<()> {
+    if let Some(store) = &branch.store {
+        store.sync()?;
+    }
+    if datasync {
+        rustix::fs::fdatasync(fd)
+    } else {
+        rustix::fs::fsync(fd)
     }
 }
 
