@@ -21,7 +21,7 @@ use rustix::fd::OwnedFd;
 use smallvec::SmallVec;
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// One branch directory that a union directory is made of.
 #[derive(Clone, Debug)]
@@ -120,6 +120,9 @@ pub struct Node {
     opens: AtomicU64,
     /// The version of the stack that `home` and the layers are right for.
     seen: AtomicU64,
+    /// See [`Self::note_published`]: how often, and how often when it was last synced whole.
+    published: AtomicU32,
+    synced: AtomicU32,
     /// Whether the file has its own data: see [`Self::has_own_data`]. 0 = not known.
     data: AtomicU64,
     /// A leaf lock: held to read or replace the value, never over a system call.
@@ -158,6 +161,8 @@ impl Node {
             lookups: AtomicU64::new(0),
             opens: AtomicU64::new(0),
             seen: AtomicU64::new(0),
+            published: AtomicU32::new(0),
+            synced: AtomicU32::new(0),
             data: AtomicU64::new(0),
             home: RwLock::new(home),
             dir,
@@ -282,6 +287,23 @@ impl Node {
     /// The node is right for this version of the stack.
     pub fn mark_seen(&self, version: u64) {
         self.seen.store(version, Ordering::Release);
+    }
+
+    /// The inode by which it is reached has got its name by a rename, or has lost the mark that its
+    /// data is below: fdatasync(2) of blocks that it had before would not write that down.
+    pub fn note_published(&self) {
+        self.published.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// What was noted and not synced yet, for [`Self::note_synced`].
+    pub fn unsynced(&self) -> Option<u32> {
+        let noted = self.published.load(Ordering::Acquire);
+        (noted != self.synced.load(Ordering::Acquire)).then_some(noted)
+    }
+
+    /// What had been noted then is on the disk.
+    pub fn note_synced(&self, noted: u32) {
+        self.synced.fetch_max(noted, Ordering::AcqRel);
     }
 
     /// Was the inode by which it is reached now found to have its own data (or not), with the stack

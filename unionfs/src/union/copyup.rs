@@ -432,6 +432,8 @@ impl Union {
         place: Place,
     ) {
         let (old, _) = node.inode();
+        // First: who finds the file on its new branch must find this, too.
+        node.note_published();
         node.update_home(|h| (h.branch, h.real, h.place) = (target.id, copy.stat.ino, place));
         self.data_fds.remove((node.id, old));
         node.note_own_data(node.inode(), self.version(), true);

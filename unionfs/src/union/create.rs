@@ -281,6 +281,8 @@ impl Union {
             self.inos.assign(branch.dev, stat.ino, id);
         };
         node.mark_seen(self.version());
+        // In the place of a whiteout, perhaps.
+        node.note_published();
         if let Some(dir) = node.dir()
             && self.options().udba == crate::spec::Udba::None
         {

@@ -101,12 +101,20 @@ impl Union {
         if node.kind == Kind::Dir {
             return self.sync_dir(&node, datasync);
         }
+        // To the program the file was there before: what it has written must not be lost with the
+        // step by which the union gave it a copy.
+        let unsynced = node.unsynced();
         let branch = self.branch(node.inode().0)?;
         if node.kind != Kind::File || !branch.writable() {
             return Ok(());
         }
         let fd = self.data_fd(&node)?;
-        self.gate.outside(|| sync(&branch, &fd, datasync))
+        let datasync = datasync && unsynced.is_none();
+        self.gate.outside(|| sync(&branch, &fd, datasync))?;
+        if let Some(noted) = unsynced {
+            node.note_synced(noted);
+        }
+        Ok(())
     }
 
     /// Each writable branch may have got or lost a name.

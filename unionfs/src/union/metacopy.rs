@@ -277,6 +277,7 @@ impl Union {
         let volatile = self.options().volatile;
         let keep = how.cut.map(|cut| cut.size);
         self.apart(how, || fill(&file, &data, keep, volatile))?;
+        node.note_published();
         node.note_own_data(inode, self.version(), true);
         self.data_fds.remove((node.id, BELOW));
         self.kept_data.forget(node.id);
