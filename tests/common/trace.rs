@@ -53,7 +53,12 @@ pub struct Plan {
     count: AtomicUsize,
     /// The call that the fault was for.
     hit: Mutex<Option<String>>,
+    /// Told of each call that counts, before it is made.
+    watcher: Option<Watcher>,
 }
+
+/// Somebody who is told the numbers of calls.
+type Watcher = Box<dyn Fn(usize) + Send + Sync>;
 
 impl Plan {
     /// `at` = `None`: calls are only counted.
@@ -67,6 +72,15 @@ impl Plan {
             over: AtomicBool::new(false),
             count: AtomicUsize::new(0),
             hit: Mutex::new(None),
+            watcher: None,
+        }
+    }
+
+    /// Calls are counted, and somebody is told of each before it is made.
+    pub fn watched(device: u64, watcher: impl Fn(usize) + Send + Sync + 'static) -> Self {
+        Self {
+            watcher: Some(Box::new(watcher)),
+            ..Self::new(Calls::Changes, Some(device), None, Fault::Kill)
         }
     }
 
@@ -114,6 +128,9 @@ impl Plan {
             return None;
         }
         let number = self.count.fetch_add(1, Ordering::SeqCst);
+        if let Some(watcher) = &self.watcher {
+            watcher(number);
+        }
         if self.at != Some(number) {
             return None;
         }

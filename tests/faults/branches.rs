@@ -299,13 +299,8 @@ impl Union {
         done
     }
 
-    /// Carries out lines while the daemon is followed by a plan. Answers what came of it, and how many
-    /// calls had been made by then.
-    pub fn run_traced(
-        &mut self,
-        lines: &[Line],
-        plan: &Arc<Plan>,
-    ) -> Result<(Result<(), i32>, usize)> {
+    /// Follows the daemon by a plan from now on.
+    pub fn follow(&mut self, plan: &Arc<Plan>) {
         let (ready, is_ready) = mpsc::channel::<()>();
         let (followed, pid) = (Arc::clone(plan), self.daemon.id());
         self.tracer = Some(std::thread::spawn(move || {
@@ -316,6 +311,16 @@ impl Union {
         }));
         // It says nothing; the channel ends when all is set up, or has failed.
         let _ = is_ready.recv();
+    }
+
+    /// Carries out lines while the daemon is followed by a plan. Answers what came of it, and how many
+    /// calls had been made by then.
+    pub fn run_traced(
+        &mut self,
+        lines: &[Line],
+        plan: &Arc<Plan>,
+    ) -> Result<(Result<(), i32>, usize)> {
+        self.follow(plan);
         let done = self.run(lines);
         let replied = plan.count();
         plan.settle();
