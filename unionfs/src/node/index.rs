@@ -4,9 +4,12 @@
 //! changes. A name keeps its position (the directory cookie) for as long as the index lives, also
 //! over a rebuild, so that a listing can go on from a cookie without any handle.
 
+mod positions;
+
 use crate::sys::{Name, RealStat};
 use crate::types::{BranchId, Kind, Timestamp};
 use hashbrown::{DefaultHashBuilder, HashTable};
+use positions::Positions;
 use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 use std::hash::BuildHasher;
@@ -63,19 +66,31 @@ enum Slot {
     Entry(Kind),
 }
 
+/// A large directory is a million of these: see `a_record_is_small`.
 #[derive(Debug)]
 struct Record {
-    /// The directory cookie: ascending, never given to another name.
-    position: u64,
+    real: u64,
+    /// Where its name begins; it ends where the next one begins.
     offset: u32,
-    len: u16,
     top: BranchId,
     slot: Slot,
-    /// Something visible below the top.
-    below: bool,
-    /// During the build: lower layers do not count any more.
-    blocked: bool,
-    real: u64,
+    /// `BELOW`, `BLOCKED`.
+    marks: u8,
+}
+
+/// Something is visible below the top.
+const BELOW: u8 = 1;
+/// During the build: lower layers do not count any more.
+const BLOCKED: u8 = 2;
+
+impl Record {
+    fn mark(&mut self, mark: u8, on: bool) {
+        self.marks = if on {
+            self.marks | mark
+        } else {
+            self.marks & !mark
+        };
+    }
 }
 
 /// When a layer's directory last changed, as seen while it was read.
@@ -114,24 +129,30 @@ impl Stamp {
 pub struct Index {
     names: Vec<u8>,
     records: Vec<Record>,
+    positions: Positions,
     table: HashTable<u32>,
     hasher: DefaultHashBuilder,
-    /// Names whose marks contradict what is there (`strict`).
-    broken: FxHashSet<u32>,
-    /// Directories on more than one branch.
-    merged: FxHashMap<u32, BranchList>,
+    /// What few directories need.
+    extra: Option<Box<Extra>>,
     live: u32,
     subdirs: u32,
-    next_position: u64,
     gone_since_compaction: u32,
     /// One for each layer, in order; empty when nobody checks.
-    pub stamps: SmallVec<[Stamp; 2]>,
+    pub stamps: SmallVec<[Stamp; 1]>,
     /// When the stamps were last compared.
     pub checked: Instant,
     /// A stamp was so young when it was taken that a later change may have got the same one.
     pub unsettled: bool,
     /// A lower entry of another type ends what a directory is made of.
     others_end: bool,
+}
+
+#[derive(Debug, Default)]
+struct Extra {
+    /// Names whose marks contradict what is there (`strict`).
+    broken: FxHashSet<u32>,
+    /// Directories on more than one branch.
+    merged: FxHashMap<u32, BranchList>,
     /// Changes by the union of which the watches will tell; `None` where nobody watches.
     own: Option<Ledger>,
 }
@@ -166,32 +187,55 @@ impl Default for Index {
         Self {
             names: Vec::new(),
             records: Vec::new(),
+            positions: Positions::default(),
             table: HashTable::new(),
             hasher: DefaultHashBuilder::default(),
-            broken: FxHashSet::default(),
-            merged: FxHashMap::default(),
+            extra: None,
             live: 0,
             subdirs: 0,
-            next_position: 0,
             gone_since_compaction: 0,
             stamps: SmallVec::new(),
             checked: Instant::now(),
             unsettled: false,
             others_end: false,
-            own: None,
         }
     }
 }
 
+/// The name of a record: they lie one behind the other.
+fn name_at<'a>(records: &[Record], names: &'a [u8], at: u32) -> &'a [u8] {
+    let at = at as usize;
+    let end = records
+        .get(at + 1)
+        .map_or(names.len(), |r| r.offset as usize);
+    &names[records[at].offset as usize..end]
+}
+
+/// So few names are looked through as fast as a table is asked, which would be a third of what a
+/// small directory takes.
+const WITHOUT_TABLE: usize = 16;
+
 impl Index {
-    fn name_of(&self, record: &Record) -> &[u8] {
-        &self.names[record.offset as usize..][..usize::from(record.len)]
+    fn extra(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+
+    /// The branches of a directory that is on more than one.
+    fn merged(&self, at: u32) -> Option<&BranchList> {
+        self.extra.as_ref()?.merged.get(&at)
+    }
+
+    fn name_of(&self, at: u32) -> &[u8] {
+        name_at(&self.records, &self.names, at)
     }
 
     fn find(&self, name: &[u8]) -> Option<u32> {
+        if self.records.len() <= WITHOUT_TABLE {
+            return (0..self.records.len() as u32).find(|&at| self.name_of(at) == name);
+        }
         let hash = self.hasher.hash_one(name);
         self.table
-            .find(hash, |&at| self.name_of(&self.records[at as usize]) == name)
+            .find(hash, |&at| self.name_of(at) == name)
             .copied()
     }
 
@@ -201,29 +245,25 @@ impl Index {
             return at;
         }
         let at = self.records.len() as u32;
-        let position = self.next_position;
-        self.next_position += 1;
         self.records.push(Record {
-            position,
+            real: 0,
             offset: self.names.len() as u32,
-            len: name.len() as u16,
             top: BranchId(0),
             slot: Slot::Gone,
-            below: false,
-            blocked: false,
-            real: 0,
+            marks: 0,
         });
         self.names.extend_from_slice(name);
-        self.insert_in_table(at);
+        if self.records.len() == WITHOUT_TABLE + 1 {
+            (0..=at).for_each(|at| self.insert_in_table(at));
+        } else if self.records.len() > WITHOUT_TABLE {
+            self.insert_in_table(at);
+        }
         at
     }
 
     fn insert_in_table(&mut self, at: u32) {
         let (records, names, hasher) = (&self.records, &self.names, &self.hasher);
-        let hash_of = |&i: &u32| {
-            let r: &Record = &records[i as usize];
-            hasher.hash_one(&names[r.offset as usize..][..usize::from(r.len)])
-        };
+        let hash_of = |&i: &u32| hasher.hash_one(name_at(records, names, i));
         self.table.insert_unique(hash_of(&at), at, hash_of);
     }
 
@@ -234,28 +274,49 @@ impl Index {
         if self.records.len() < 2 * kept + 1024 {
             return;
         }
+        let end = self.end();
+        let mut positions = Vec::with_capacity(kept);
+        let ends: Vec<u32> = (self.records.iter().skip(1).map(|r| r.offset))
+            .chain([self.names.len() as u32])
+            .collect();
         let old_records = std::mem::take(&mut self.records);
         let old_names = std::mem::take(&mut self.names);
-        let mut old_merged = std::mem::take(&mut self.merged);
-        let old_broken = std::mem::take(&mut self.broken);
+        let extra = self.extra.as_deref_mut();
+        let (mut old_merged, old_broken) = extra.map_or_else(Default::default, |extra| {
+            let Extra { merged, broken, .. } = extra;
+            (std::mem::take(merged), std::mem::take(broken))
+        });
         self.table.clear();
         for (old_at, mut record) in old_records.into_iter().enumerate() {
             if record.slot == Slot::Gone {
                 continue;
             }
             let at = self.records.len() as u32;
-            let name = &old_names[record.offset as usize..][..usize::from(record.len)];
+            let name = &old_names[record.offset as usize..ends[old_at] as usize];
+            positions.push(self.positions.of(old_at));
             record.offset = self.names.len() as u32;
             self.names.extend_from_slice(name);
             self.records.push(record);
             if let Some(list) = old_merged.remove(&(old_at as u32)) {
-                self.merged.insert(at, list);
+                self.extra().merged.insert(at, list);
             }
             if old_broken.contains(&(old_at as u32)) {
-                self.broken.insert(at);
+                self.extra().broken.insert(at);
             }
-            self.insert_in_table(at);
         }
+        if self.records.len() > WITHOUT_TABLE {
+            (0..self.records.len() as u32).for_each(|at| self.insert_in_table(at));
+        }
+        self.positions = Positions {
+            kept: positions,
+            next: end,
+        };
+    }
+
+    /// Gives back the room that was taken while it was built, for names to come.
+    pub fn fit(&mut self) {
+        self.names.shrink_to_fit();
+        self.records.shrink_to_fit();
     }
 
     fn set_slot(&mut self, at: u32, slot: Slot) {
@@ -270,7 +331,19 @@ impl Index {
         }
         record.slot = slot;
         if slot != Slot::Entry(Kind::Dir) {
-            self.merged.remove(&at);
+            self.set_merged(at, None);
+        }
+    }
+
+    fn set_merged(&mut self, at: u32, branches: Option<&BranchList>) {
+        match (branches, &mut self.extra) {
+            (Some(branches), _) => {
+                self.extra().merged.insert(at, branches.clone());
+            }
+            (None, Some(extra)) => {
+                extra.merged.remove(&at);
+            }
+            (None, None) => {}
         }
     }
 
@@ -278,10 +351,11 @@ impl Index {
     pub fn begin(&mut self) {
         for at in 0..self.records.len() as u32 {
             self.set_slot(at, Slot::Gone);
-            let record = &mut self.records[at as usize];
-            (record.below, record.blocked) = (false, false);
+            self.records[at as usize].marks = 0;
         }
-        self.broken.clear();
+        if let Some(extra) = &mut self.extra {
+            extra.broken.clear();
+        }
         self.stamps.clear();
         self.checked = Instant::now();
         self.unsettled = false;
@@ -295,7 +369,7 @@ impl Index {
                 .iter()
                 .map(|r| (r.slot, r.top, r.real))
                 .collect(),
-            merged: self.merged.clone(),
+            merged: (self.extra.as_ref()).map_or_else(Default::default, |e| e.merged.clone()),
         }
     }
 
@@ -311,9 +385,9 @@ impl Index {
                 _ => continue,
             };
             let at = at as u32;
-            if !same || before.merged.get(&at) != self.merged.get(&at) {
+            if !same || before.merged.get(&at) != self.merged(at) {
                 changed.push(Changed {
-                    name: Name::from_slice(self.name_of(record)),
+                    name: Name::from_slice(self.name_of(at)),
                     same_dir: same,
                 });
             }
@@ -323,16 +397,19 @@ impl Index {
 
     /// From now on somebody watches: changes by the union are remembered until they are told.
     pub fn keep_ledger(&mut self) {
-        self.own.get_or_insert_default();
+        self.extra().own.get_or_insert_default();
     }
 
     fn note_own(&mut self, name: &[u8]) {
-        let Some(ledger) = &mut self.own else { return };
+        let hash = self.hasher.hash_one(name);
+        let Some(ledger) = self.extra.as_mut().and_then(|e| e.own.as_mut()) else {
+            return;
+        };
         let now = Instant::now();
         if ledger.len() >= LEDGER_MOST {
             ledger.retain(|_, (_, when)| now - *when < TOLD_WITHIN);
         }
-        let (count, when) = ledger.entry(self.hasher.hash_one(name)).or_insert((0, now));
+        let (count, when) = ledger.entry(hash).or_insert((0, now));
         if now - *when >= TOLD_WITHIN {
             *count = 0;
         }
@@ -341,10 +418,10 @@ impl Index {
 
     /// A watch tells of `name`: is it what the union did itself?
     pub fn is_own_news(&mut self, name: &[u8]) -> bool {
-        let Some(ledger) = &mut self.own else {
+        let hash = self.hasher.hash_one(name);
+        let Some(ledger) = self.extra.as_mut().and_then(|e| e.own.as_mut()) else {
             return false;
         };
-        let hash = self.hasher.hash_one(name);
         let Some((count, when)) = ledger.get_mut(&hash) else {
             return false;
         };
@@ -367,17 +444,18 @@ impl Index {
         let at = self.find_or_add(name);
         let record = &mut self.records[at as usize];
         match record.slot {
-            _ if record.blocked => {}
+            _ if record.marks & BLOCKED != 0 => {}
             Slot::Entry(top) => {
-                record.below = true;
+                record.mark(BELOW, true);
                 if top == Kind::Dir && kind == Kind::Dir {
                     let first = record.top;
-                    self.merged
+                    self.extra()
+                        .merged
                         .entry(at)
                         .or_insert_with(|| BranchList::from_slice(&[first]))
                         .push(branch);
                 } else if top == Kind::Dir {
-                    record.blocked = self.others_end;
+                    record.mark(BLOCKED, self.others_end);
                 }
             }
             Slot::Gone | Slot::Whiteout => {
@@ -390,7 +468,7 @@ impl Index {
     /// While building, after the entries of the same layer: `branch` hides `name` below it.
     pub fn add_whiteout(&mut self, name: &[u8]) {
         let at = self.find_or_add(name);
-        self.records[at as usize].blocked = true;
+        self.records[at as usize].mark(BLOCKED, true);
         if self.records[at as usize].slot == Slot::Gone {
             self.set_slot(at, Slot::Whiteout);
         }
@@ -401,7 +479,7 @@ impl Index {
     pub fn add_strict_whiteout(&mut self, branch: BranchId, name: &[u8], regular: bool) {
         let at = self.find_or_add(name);
         let record = &mut self.records[at as usize];
-        record.blocked = true;
+        record.mark(BLOCKED, true);
         let broken = match record.slot {
             Slot::Gone => !regular,
             Slot::Entry(_) if record.top == branch => true,
@@ -409,13 +487,14 @@ impl Index {
         };
         self.set_slot(at, Slot::Whiteout);
         if broken {
-            self.broken.insert(at);
+            self.extra().broken.insert(at);
         }
     }
 
     /// Is a name unusable because its marks contradict what is there?
     pub fn is_broken(&self, name: &[u8]) -> bool {
-        !self.broken.is_empty() && self.find(name).is_some_and(|at| self.broken.contains(&at))
+        let broken = self.extra.as_ref().map(|extra| &extra.broken);
+        broken.is_some_and(|b| !b.is_empty() && self.find(name).is_some_and(|at| b.contains(&at)))
     }
 
     /// What is known of `name`.
@@ -431,8 +510,8 @@ impl Index {
                 top: record.top,
                 kind,
                 real: record.real,
-                below: record.below,
-                layers: match self.merged.get(&at) {
+                below: record.marks & BELOW != 0,
+                layers: match self.merged(at) {
                     Some(list) => list.clone(),
                     None => BranchList::from_slice(&[record.top]),
                 },
@@ -451,12 +530,9 @@ impl Index {
         let at = self.find_or_add(name);
         self.set_slot(at, Slot::Entry(present.kind));
         let record = &mut self.records[at as usize];
-        (record.top, record.real, record.below) = (present.top, present.real, present.below);
-        if present.layers.len() > 1 {
-            self.merged.insert(at, present.layers.clone());
-        } else {
-            self.merged.remove(&at);
-        }
+        (record.top, record.real) = (present.top, present.real);
+        record.mark(BELOW, present.below);
+        self.set_merged(at, (present.layers.len() > 1).then_some(&present.layers));
     }
 
     /// After a removal by the union; `whiteout` = something below is hidden now.
@@ -469,7 +545,7 @@ impl Index {
     pub fn take(&mut self, name: &[u8], whiteout: bool) {
         if let Some(at) = self.find(name) {
             self.set_slot(at, if whiteout { Slot::Whiteout } else { Slot::Gone });
-            self.records[at as usize].below = false;
+            self.records[at as usize].mark(BELOW, false);
             self.gone_since_compaction += 1;
             if self.gone_since_compaction >= 1024 {
                 self.gone_since_compaction = 0;
@@ -495,7 +571,7 @@ impl Index {
 
     /// Behind the last position that was given to a name.
     pub fn end(&self) -> u64 {
-        self.next_position
+        self.positions.of(self.records.len())
     }
 
     /// The existing names from `position` on, with their positions.
@@ -503,10 +579,14 @@ impl Index {
         &self,
         position: u64,
     ) -> impl Iterator<Item = (u64, &[u8], Kind, BranchId, u64)> {
-        let start = self.records.partition_point(|r| r.position < position);
-        self.records[start..].iter().filter_map(|r| match r.slot {
-            Slot::Entry(kind) => Some((r.position, self.name_of(r), kind, r.top, r.real)),
-            _ => None,
+        let start = self.positions.at_or_after(position).min(self.records.len());
+        (start..self.records.len()).filter_map(|at| {
+            let record = &self.records[at];
+            let Slot::Entry(kind) = record.slot else {
+                return None;
+            };
+            let name = self.name_of(at as u32);
+            Some((self.positions.of(at), name, kind, record.top, record.real))
         })
     }
 }

@@ -2,20 +2,32 @@
 
 use super::Node;
 use crate::types::NodeId;
-use dashmap::DashMap;
-use dashmap::mapref::entry::Entry;
-use parking_lot::Mutex;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+use parking_lot::{Mutex, RwLock};
 use rustc_hash::{FxBuildHasher, FxHashSet};
 use std::collections::VecDeque;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Sharded table of nodes. Its shard locks are leaves: no system call, no other lock inside.
+/// Sharded table of nodes. It holds pointers only: a node has its number. The shard locks are
+/// leaves: no system call, no other lock but that of a node's place inside.
 #[derive(Debug)]
 pub struct NodeTable {
-    nodes: DashMap<NodeId, Arc<Node>, FxBuildHasher>,
+    shards: Box<[RwLock<HashTable<Arc<Node>>>]>,
     /// A leaf lock.
     lingering: Mutex<Lingering>,
+}
+
+/// Many, so that threads seldom meet: a power of two.
+const SHARDS: usize = 64;
+
+/// A shard with room for fewer than this is not made smaller.
+const SMALL_SHARD: usize = 256;
+
+fn hash(id: NodeId) -> u64 {
+    FxBuildHasher.hash_one(id)
 }
 
 /// Nodes that somebody was using (or, directories, that still had children) when their last
@@ -47,17 +59,23 @@ impl NodeTable {
     /// A table that holds only the root, which is never forgotten.
     pub fn new(root: Arc<Node>) -> Self {
         root.lookups.store(1, Ordering::Relaxed);
-        let nodes = DashMap::with_hasher(FxBuildHasher);
-        nodes.insert(root.id, root);
-        Self {
-            nodes,
+        let table = Self {
+            shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
             lingering: Mutex::default(),
-        }
+        };
+        table.get_or_insert_with(root.id, 0, || root);
+        table
+    }
+
+    fn shard(&self, hash: u64) -> &RwLock<HashTable<Arc<Node>>> {
+        // The table in it goes by the lowest and the seven highest bits.
+        &self.shards[(hash >> 50) as usize % SHARDS]
     }
 
     /// The node of a number, if it is alive.
     pub fn get(&self, id: NodeId) -> Option<Arc<Node>> {
-        self.nodes.get(&id).map(|n| n.clone())
+        let hash = hash(id);
+        self.shard(hash).read().find(hash, |n| n.id == id).cloned()
     }
 
     /// The live node of this number, else a new one; `references` are added to its count. The flag
@@ -68,19 +86,23 @@ impl NodeTable {
         references: u64,
         make: impl FnOnce() -> Node,
     ) -> (Arc<Node>, bool) {
-        match self.nodes.entry(id) {
-            Entry::Occupied(slot) => {
-                let node = slot.get().clone();
-                node.lookups.fetch_add(references, Ordering::Relaxed);
-                (node, true)
-            }
-            Entry::Vacant(slot) => {
-                let node = Arc::new(make());
-                node.lookups.fetch_add(references, Ordering::Relaxed);
-                slot.insert(node.clone());
-                (node, false)
-            }
-        }
+        self.get_or_insert_with(id, references, || Arc::new(make()))
+    }
+
+    fn get_or_insert_with(
+        &self,
+        id: NodeId,
+        references: u64,
+        make: impl FnOnce() -> Arc<Node>,
+    ) -> (Arc<Node>, bool) {
+        let hash = hash(id);
+        let mut shard = self.shard(hash).write();
+        let (node, existed) = match shard.entry(hash, |n| n.id == id, |n| self::hash(n.id)) {
+            Entry::Occupied(slot) => (slot.get().clone(), true),
+            Entry::Vacant(slot) => (slot.insert(make()).get().clone(), false),
+        };
+        node.lookups.fetch_add(references, Ordering::Relaxed);
+        (node, existed)
     }
 
     /// Takes `count` references away. Returns the nodes that died of it: the node itself, and
@@ -115,26 +137,13 @@ impl NodeTable {
             if id == NodeId::ROOT {
                 break;
             }
-            let mut in_use = false;
-            let removed = self.nodes.remove_if(&id, |_, node| {
-                let before = node
-                    .lookups
-                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-                        Some(n.saturating_sub(count))
-                    });
-                let left = before.unwrap_or(0).saturating_sub(count);
-                // Children hold their parent: a directory that still has one stays.
-                let alone = Arc::strong_count(node) == 1;
-                in_use = left == 0 && !alone;
-                left == 0 && alone
-            });
+            let (removed, in_use) = self.release(id, count);
             if in_use {
                 self.lingering.lock().push(id);
             }
-            if let Some((_, node)) = removed {
-                let parent = node.home.read().parent.as_ref().map(|p| p.id);
-                // Cuts the node off its parent, so that the parent's own count is right.
-                node.home.write().parent = None;
+            if let Some(node) = removed {
+                // Cut off its parent, so that the parent's own count is right.
+                let parent = node.orphan();
                 dead.push(node);
                 next = parent
                     .filter(|p| self.get(*p).is_some_and(|n| n.lookup_count() == 0))
@@ -144,14 +153,43 @@ impl NodeTable {
         dead
     }
 
+    /// Takes references away, and the node out if that were the last and nobody uses it. Returns the
+    /// node if it is out, and else whether only its use keeps it in.
+    fn release(&self, id: NodeId, count: u64) -> (Option<Arc<Node>>, bool) {
+        let hash = hash(id);
+        let mut shard = self.shard(hash).write();
+        let Ok(slot) = shard.find_entry(hash, |n| n.id == id) else {
+            return (None, false);
+        };
+        let node = slot.get();
+        let before = node.lookups.load(Ordering::Relaxed);
+        // Only changed with the shard locked.
+        let left = before.saturating_sub(count);
+        node.lookups.store(left, Ordering::Relaxed);
+        // Children hold their parent: a directory that still has one stays.
+        if left > 0 || Arc::strong_count(node) > 1 {
+            return (None, left == 0);
+        }
+        let (node, _) = slot.remove();
+        if shard.capacity() > SMALL_SHARD && shard.len() < shard.capacity() / 4 {
+            let room = 2 * shard.len();
+            shard.shrink_to(room, |n| self::hash(n.id));
+        }
+        (Some(node), false)
+    }
+
     /// All live nodes.
     pub fn all(&self) -> Vec<Arc<Node>> {
-        self.nodes.iter().map(|n| n.value().clone()).collect()
+        let mut all = Vec::with_capacity(self.len());
+        for shard in &self.shards {
+            all.extend(shard.read().iter().cloned());
+        }
+        all
     }
 
     /// Live nodes.
     pub fn len(&self) -> usize {
-        self.nodes.len()
+        self.shards.iter().map(|s| s.read().len()).sum()
     }
 
     /// Never: the root is always there.

@@ -7,7 +7,7 @@ use crate::branch::Branch;
 use crate::branch::owners::Owners;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
-use crate::node::{Home, Index, Layer, Layers, Namespace, Node, Place, Present};
+use crate::node::{Home, Index, Layer, LayerList, Layers, Namespace, Node, Place, Present};
 use crate::spec::DirOpaque;
 use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
@@ -16,7 +16,7 @@ use crate::types::*;
 use parking_lot::RwLockReadGuard;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, Mode, OFlags, openat};
-use smallvec::{SmallVec, smallvec};
+use smallvec::smallvec;
 use std::sync::Arc;
 
 /// How often a link is prepared anew because another change came first.
@@ -175,7 +175,7 @@ impl Union {
         };
         let entry = Entry {
             attr,
-            generation: node.generation,
+            generation: node.generation(),
         };
         Ok(Made {
             entry,
@@ -262,7 +262,7 @@ impl Union {
                 path: None,
                 sealed: false,
             };
-            let one: SmallVec<[Layer; 2]> = smallvec![layer];
+            let one: LayerList = smallvec![layer];
             Layers::new(one)
         });
         let node = loop {
@@ -403,11 +403,11 @@ impl Union {
         }
         self.index_new(parent, &mut ns, name, &target, &stat, hidden);
         let (node, _) = self.nodes.get_or_insert(node.id, 1, || {
-            Node::new(node.id, node.kind, node.generation, node.home(), None)
+            Node::new(node.id, node.kind, node.generation(), node.home(), None)
         });
         Ok(Entry {
             attr: self.file_attr(&node, &stat),
-            generation: node.generation,
+            generation: node.generation(),
         })
     }
 }

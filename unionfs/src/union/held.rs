@@ -123,7 +123,7 @@ impl Union {
         nodes.retain(|n| known(n) && only(n));
         // What another change left to be looked at again may be elsewhere, too.
         nodes.retain(|n| {
-            if n.seen() != self.version() {
+            if !n.has_seen(self.version()) {
                 self.refresh(n);
             }
             only(n)

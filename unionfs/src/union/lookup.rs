@@ -4,7 +4,7 @@ use super::Union;
 use super::namespace::Need;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
-use crate::node::{Home, Layer, Layers, Node, Place, Present};
+use crate::node::{Home, Layer, LayerList, Layers, Node, Place, Present};
 use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::{Loc, Name, RealStat};
@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// The branch directories of a merged directory, and descriptors of those that were opened.
-type FoundLayers = (SmallVec<[Layer; 2]>, Vec<(BranchId, u64, OwnedFd)>);
+type FoundLayers = (LayerList, Vec<(BranchId, u64, OwnedFd)>);
 
 /// A name turned into a node.
 pub(super) struct Child {
@@ -83,7 +83,7 @@ impl Union {
         let attr = self.attr_of(&node).inspect_err(|_| self.forget(id, 1))?;
         Ok(Lookup::Found(Entry {
             attr,
-            generation: node.generation,
+            generation: node.generation(),
         }))
     }
 
@@ -104,7 +104,7 @@ impl Union {
         let attr = attr.inspect_err(|_| self.forget(child.node.id, 1))?;
         Ok(Entry {
             attr,
-            generation: child.node.generation,
+            generation: child.node.generation(),
         })
     }
 
@@ -180,7 +180,7 @@ impl Union {
         let make = || Node::new(id, stat.kind(), self.generation(), home.clone(), None);
         let (node, existed) = self.nodes.get_or_insert(id, references, make);
         let version = self.version();
-        let stale = existed && node.seen() != version;
+        let stale = existed && !node.has_seen(version);
         // Not right for the present branches: what its name shows is what it is.
         let homeless = stale && self.stack().get(node.inode().0).is_none();
         if stale
@@ -239,7 +239,7 @@ impl Union {
         let mut id = self.dir_number(parent, name, &stat);
         let version = self.version();
         let known = self.nodes.get(id).filter(|n| {
-            n.seen() == version
+            n.has_seen(version)
                 && n.is_at(parent.id, name)
                 && n.layers().len() == found.layers.len()
         });
@@ -284,7 +284,7 @@ impl Union {
             )
         };
         let (node, existed) = self.nodes.get_or_insert(id, references, make);
-        if existed && node.seen() != version {
+        if existed && !node.has_seen(version) {
             self.replace_layers(&node, home, layers);
         } else if existed {
             self.refresh_dir(&node, home, layers);
@@ -314,7 +314,7 @@ impl Union {
             .filter_map(|(_, _, fd)| Some(self.inos.number(&stat_fd(fd).ok()?)));
         numbers
             .filter_map(|number| self.nodes.get(number))
-            .find(|n| n.kind == Kind::Dir && n.seen() != version && n.is_at(parent.id, name))
+            .find(|n| n.kind == Kind::Dir && !n.has_seen(version) && n.is_at(parent.id, name))
     }
 
     fn revalidates(&self) -> bool {
@@ -359,7 +359,7 @@ impl Union {
     }
 
     /// A known directory was looked up again: takes over what changed behind the union's back.
-    fn refresh_dir(&self, node: &Arc<Node>, home: Home, layers: SmallVec<[Layer; 2]>) {
+    fn refresh_dir(&self, node: &Arc<Node>, home: Home, layers: LayerList) {
         let old = node.layers();
         let same = old.len() == layers.len()
             && old
@@ -453,7 +453,7 @@ fn unreachable_root(like: &Arc<Node>) -> Node {
     Node::new(
         like.id,
         Kind::Dir,
-        like.generation,
+        like.generation(),
         like.home(),
         Some(like.layers()),
     )

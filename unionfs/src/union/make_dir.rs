@@ -11,7 +11,6 @@ use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::{Loc, with_write_permission};
 use crate::types::*;
 use rustix::fd::OwnedFd;
-use smallvec::SmallVec;
 use std::sync::Arc;
 
 impl Union {
@@ -101,7 +100,7 @@ impl Union {
     }
 
     pub(super) fn add_layer(&self, node: &Arc<Node>, branch: BranchId, real: u64, is_top: bool) {
-        let mut layers: SmallVec<[_; 2]> = (*node.layers()).clone();
+        let mut layers: crate::node::LayerList = (*node.layers()).clone();
         let at = layers
             .iter()
             .position(|l: &Layer| self.is_above(branch, l.branch))

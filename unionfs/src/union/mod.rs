@@ -71,7 +71,7 @@ use open::OpenTable;
 use parking_lot::Mutex;
 use placement::Placement;
 use redirect::Redirects;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use watch::Watches;
@@ -84,6 +84,8 @@ pub struct Union {
     /// Replaced as a whole by live changes; read without a lock.
     stack: ArcSwap<Stack>,
     nodes: NodeTable,
+    /// Nodes that died since memory was last given back to the system.
+    died: AtomicUsize,
     inos: InoMap,
     /// Directories (`O_PATH`) by node, branch and inode number there: a number that comes back as
     /// another directory must not find the old one.
@@ -126,6 +128,9 @@ pub struct Union {
 
 struct Sink(Box<dyn Fn(Effect) + Send + Sync>);
 
+/// Fewer dead nodes than this (some 10 MB) are not worth giving their memory back.
+const TRIM_AFTER: usize = 1 << 15;
+
 /// "For ever", as far as a kernel cache is concerned.
 const FOREVER: Duration = Duration::from_secs(1 << 30);
 
@@ -167,8 +172,16 @@ impl Union {
 
     /// FORGET.
     pub fn forget(&self, node: NodeId, count: u64) {
-        for dead in self.nodes.forget(node, count) {
-            self.drop_caches_of(&dead);
+        let dead = self.nodes.forget(node, count);
+        for node in &dead {
+            self.drop_caches_of(node);
+        }
+        let died = self.died.fetch_add(dead.len(), Ordering::Relaxed) + dead.len();
+        drop(dead);
+        // Each time that half of what was there has died: the work is in proportion.
+        if died >= TRIM_AFTER && died >= self.nodes.len() {
+            self.died.store(0, Ordering::Relaxed);
+            crate::sys::limits::trim_heap();
         }
     }
 

@@ -5,7 +5,7 @@ use super::discard::{Discarded, count_marks, put_back};
 use crate::branch::Branch;
 use crate::branch::times::keep_times;
 use crate::errno::{Errno, Result};
-use crate::node::{Layer, Layers, Node};
+use crate::node::{LayerList, Layers, Node};
 use crate::shown::ShowPath;
 use crate::spec::Format;
 use crate::sys::Unlocked;
@@ -16,7 +16,6 @@ use crate::sys::walk::entries;
 use crate::types::Kind;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, RenameFlags as SysFlags};
-use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// One rename on one branch.
@@ -90,7 +89,7 @@ impl Union {
 
 /// A directory gives up its lower parts.
 pub(super) fn keep_top_only(node: &Node) {
-    let top: SmallVec<[Layer; 2]> = node.layers().iter().take(1).cloned().collect();
+    let top: LayerList = node.layers().iter().take(1).cloned().collect();
     node.set_layers(Layers::new(top));
 }
 

@@ -209,6 +209,7 @@ impl Union {
             self.read_layer(node.id, &branch, &listing, index)?;
             self.hide_above(&mut hiding, node, layer, true, index)?;
         }
+        index.fit();
         Ok(())
     }
 

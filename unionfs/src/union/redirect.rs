@@ -14,7 +14,7 @@ use crate::branch::overlay::{self, Redirect};
 use crate::branch::times::keep_times;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
-use crate::node::{Layer, Node};
+use crate::node::{Layer, LayerList, Node};
 use crate::shown::ShowPath;
 use crate::spec::{DirOpaque, Format};
 use crate::sys::loc::open_subdir;
@@ -126,7 +126,7 @@ pub(super) enum Lower {
     /// It has none, and must not get any at its new place unless that is harmless.
     None { opaque: bool },
     /// They stay where they are: these are the layers from now on.
-    Redirect(SmallVec<[Layer; 2]>),
+    Redirect(LayerList),
 }
 
 impl Union {
@@ -203,7 +203,7 @@ impl Union {
         if !self.options().dir_rename {
             return Err(Errno::XDEV);
         }
-        let mut moved: SmallVec<[Layer; 2]> = (*layers).clone();
+        let mut moved: LayerList = (*layers).clone();
         for layer in moved.iter_mut().filter(|l| l.branch != branch.id) {
             layer.path = Some(self.layer_path(node, layer.branch)?.into());
         }
@@ -255,7 +255,7 @@ impl Union {
         parent: &Arc<Node>,
         branch: BranchId,
         lower: &Redirect,
-    ) -> Result<SmallVec<[Layer; 2]>> {
+    ) -> Result<LayerList> {
         let dirs = match lower {
             Redirect::FromRoot(path) => self.walk_from_root(branch, path)?,
             Redirect::Beside(name) => self.step_down(&self.dirs_below(parent, branch)?, name)?,

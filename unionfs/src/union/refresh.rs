@@ -9,12 +9,11 @@
 use super::Union;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
-use crate::node::{Home, Layer, Layers, Node, Place, Present};
+use crate::node::{Home, Layer, LayerList, Layers, Node, Place, Present};
 use crate::sys::RealStat;
 use crate::sys::stat::stat_at;
 use crate::types::{BranchId, Effect, Kind, NodeId};
 use rustix::fd::OwnedFd;
-use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -31,7 +30,7 @@ impl Union {
     /// node is known to be right.
     pub(super) fn known(&self, id: NodeId) -> Option<Arc<Node>> {
         let node = self.nodes.get(id)?;
-        if node.seen() != self.version() {
+        if !node.has_seen(self.version()) {
             self.refresh(&node);
         }
         Some(node)
@@ -42,11 +41,11 @@ impl Union {
         let version = self.version();
         for _ in 0..RETRIES {
             let mut chain = vec![node.clone()];
-            chain.extend(node.ancestors().take_while(|n| n.seen() != version));
+            chain.extend(node.ancestors().take_while(|n| !n.has_seen(version)));
             let all = chain
                 .iter()
                 .rev()
-                .filter(|n| n.seen() != version)
+                .filter(|n| !n.has_seen(version))
                 .all(|n| self.refresh_one(n, version));
             if all {
                 return;
@@ -66,7 +65,7 @@ impl Union {
             return true;
         };
         let _names = above.ns.read();
-        if node.home().parent.is_none_or(|p| p.id != parent.id) || parent.seen() != version {
+        if node.home().parent.is_none_or(|p| p.id != parent.id) || !parent.has_seen(version) {
             return false;
         }
         let home = node.home();
@@ -126,12 +125,7 @@ impl Union {
     }
 
     /// A directory has other layers. The caller holds its parent's lock, or that of nothing.
-    pub(super) fn replace_layers(
-        &self,
-        node: &Arc<Node>,
-        home: Home,
-        layers: SmallVec<[Layer; 2]>,
-    ) {
+    pub(super) fn replace_layers(&self, node: &Arc<Node>, home: Home, layers: LayerList) {
         let (old, hidden) = (node.layers(), node.hidden_layers());
         for layer in old.iter().chain(hidden.iter()) {
             let same = |l: &Layer| l.branch == layer.branch && l.real == layer.real;
@@ -143,7 +137,7 @@ impl Union {
         let left = |l: &&Layer| {
             stack.get(l.branch).is_some() && layers.iter().all(|new| new.branch != l.branch)
         };
-        let mut kept: SmallVec<[Layer; 2]> = old.iter().filter(left).cloned().collect();
+        let mut kept: LayerList = old.iter().filter(left).cloned().collect();
         for layer in hidden.iter().filter(left) {
             if kept.iter().all(|l| l.branch != layer.branch) {
                 kept.push(layer.clone());
@@ -181,7 +175,7 @@ impl Union {
         }
         let old = node.layers();
         let member = |l: &&Layer| stack.get(l.branch).is_some();
-        let left: SmallVec<[Layer; 2]> = old.iter().filter(member).cloned().collect();
+        let left: LayerList = old.iter().filter(member).cloned().collect();
         let mut home = node.home();
         (home.branch, home.real) = left
             .first()
@@ -244,7 +238,7 @@ impl Union {
         let node = self
             .nodes
             .get(self.file_number(parent.id, name, found.top, stat))?;
-        if node.seen() == self.version() || node.kind == Kind::Dir {
+        if node.has_seen(self.version()) || node.kind == Kind::Dir {
             return Some(node);
         }
         drop(node);

@@ -16,7 +16,7 @@ use crate::branch::log::{Recovered, Source};
 use crate::branch::open::open_all;
 use crate::errno::Errno;
 use crate::ino::InoMap;
-use crate::node::{FdCache, Home, Layer, Layers, Node, NodeTable, Place};
+use crate::node::{FdCache, Home, Layer, LayerList, Layers, Node, NodeTable, Place};
 use crate::setup::SetupError;
 use crate::shown::ShowPath;
 use crate::spec::{MountSpec, Options};
@@ -26,7 +26,7 @@ use crate::types::{Kind, NodeId};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 
 impl Union {
@@ -63,6 +63,7 @@ impl Union {
             options: ArcSwap::from_pointee(spec.options.clone()),
             stack: ArcSwap::from_pointee(Stack::new(branches)),
             nodes: NodeTable::new(root),
+            died: AtomicUsize::new(0),
             inos,
             dir_fds: FdCache::new(budget),
             data_fds: FdCache::new(budget),
@@ -241,7 +242,7 @@ fn recover(branch: &Arc<Branch>, recovered: &Recovered, inos: &InoMap, links: &L
 }
 
 /// The layers of the root.
-pub(super) fn root_layers(branches: &[Arc<Branch>]) -> SmallVec<[Layer; 2]> {
+pub(super) fn root_layers(branches: &[Arc<Branch>]) -> LayerList {
     let mut layers = SmallVec::new();
     for branch in branches.iter().filter(|b| !b.perm.data_only) {
         layers.push(Layer {

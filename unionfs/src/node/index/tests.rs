@@ -131,3 +131,37 @@ fn another_type_below_a_directory_ends_it_or_is_passed_over() {
         assert_eq!(&found.layers[..], layers);
     }
 }
+
+#[test]
+fn a_record_is_small() {
+    assert_eq!(size_of::<Record>(), 16);
+}
+
+#[test]
+fn positions_outlive_a_compaction() {
+    let mut i = Index::default();
+    let file = Present::single(b(0), Kind::File, 1, false);
+    for n in 0..6000u32 {
+        i.set(n.to_string().as_bytes(), &file);
+    }
+    for n in (0..6000u32).filter(|n| n % 10 != 0) {
+        i.remove(n.to_string().as_bytes(), false);
+    }
+    assert!(i.records.len() < 3000, "{} records", i.records.len());
+    i.set(b"new", &file);
+    i.set(b"newer", &file);
+    let positions: Vec<u64> = i.iter_from(0).map(|e| e.0).collect();
+    let expected: Vec<u64> = (0..600).map(|n| n * 10).chain([6000, 6001]).collect();
+    assert_eq!(positions, expected);
+    for (from, names) in [
+        (5991, 2),
+        (6000, 2),
+        (6001, 1),
+        (6002, 0),
+        (5990, 3),
+        (11, 600),
+    ] {
+        assert_eq!(i.iter_from(from).count(), names, "from {from}");
+    }
+    assert_eq!(i.end(), 6002);
+}

@@ -5,7 +5,7 @@ use super::{Outcome, Reason, Way};
 use crate::branch::log::{Origin, Record};
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
-use crate::node::{Layer, Layers, Namespace, Node, Present};
+use crate::node::{Layer, LayerList, Layers, Namespace, Node, Present};
 use crate::shown::ShowPath;
 use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
@@ -19,7 +19,6 @@ use crate::union::metadata::list_xattrs;
 use crate::whiteout::OPAQUE;
 use rustix::fd::OwnedFd;
 use rustix::fs::AtFlags;
-use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// How a directory of the upper branch stands to the lower one.
@@ -321,7 +320,7 @@ impl Union {
                 store.forget_opaque(&stat)?;
             }
             // It ends at its own branch again.
-            let layers: SmallVec<[Layer; 2]> = node
+            let layers: LayerList = node
                 .layers()
                 .iter()
                 .filter(|l| !self.is_above(way.from.id, l.branch))
@@ -422,7 +421,7 @@ impl Union {
         if self.inos.drop_origin(stat.dev, stat.ino, stat.btime) {
             self.record_gone(&way.from, stat.ino);
         }
-        let layers: SmallVec<[Layer; 2]> = node
+        let layers: LayerList = node
             .layers()
             .iter()
             .filter(|l| l.branch != way.from.id)

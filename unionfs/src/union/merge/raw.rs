@@ -4,7 +4,7 @@ use super::{Reason, Way};
 use crate::branch::Branch;
 use crate::branch::times::keep_times;
 use crate::errno::{Errno, Result};
-use crate::node::{Layer, Node, Place};
+use crate::node::{Layer, LayerList, Node, Place};
 use crate::sys::loc::open_listing;
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::{Name, RealStat, Unlocked, with_write_permission};
@@ -15,7 +15,6 @@ use crate::union::namespace::for_each_entry;
 use crate::whiteout::{NameClass, classify, whiteout_name};
 use rustix::fd::OwnedFd;
 use rustix::fs::AtFlags;
-use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// What a directory of the upper branch holds.
@@ -82,7 +81,7 @@ impl Union {
     }
 
     /// The layers of a directory on the branches between the two.
-    fn layers_between(&self, way: &Way, dir: &Node) -> SmallVec<[Layer; 2]> {
+    fn layers_between(&self, way: &Way, dir: &Node) -> LayerList {
         let stack = self.stack();
         let (top, bottom) = (stack.position(way.from.id), stack.position(way.to.id));
         let between = |l: &&Layer| {
