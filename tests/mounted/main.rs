@@ -11,6 +11,7 @@ mod listing;
 mod open_files;
 mod overlayfs_formats;
 mod permissions;
+mod rewritten;
 mod set_id;
 mod udba;
 mod users;

@@ -48,7 +48,9 @@ impl CopyUps {
 
     /// Starts one; `None` = one is running.
     pub(super) fn start(&self, node: NodeId) -> Option<Running<'_>> {
-        self.running.lock().insert(node).then_some(Running {
+        let started = self.running.lock().insert(node);
+        // Only where it was started: dropping one ends the copy-up of the node.
+        started.then(|| Running {
             copyups: self,
             node,
         })
@@ -525,4 +527,31 @@ fn make_special(dir: &OwnedFd, name: &[u8], kind: Kind, rdev: u64) -> Result<()>
             rdev,
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    #[test]
+    fn who_comes_second_waits_and_does_not_end_the_first() {
+        const NODE: NodeId = NodeId(7);
+        let copyups = Arc::new(CopyUps::default());
+        let (told, news) = channel();
+        let first = copyups.start(NODE).unwrap();
+        let second = copyups.clone();
+        std::thread::spawn(move || {
+            told.send(second.start(NODE).is_some()).unwrap();
+            told.send(second.start_or_wait(NODE).is_some()).unwrap();
+        });
+        let soon = Duration::from_secs(20);
+        assert_eq!(news.recv_timeout(soon), Ok(false), "it is running");
+        assert!(news.recv_timeout(Duration::from_millis(50)).is_err());
+        assert_eq!(copyups.len(), 1);
+        drop(first);
+        assert_eq!(news.recv_timeout(soon), Ok(false), "waited for");
+        assert_eq!(copyups.len(), 0);
+    }
 }
