@@ -264,6 +264,63 @@ fn no_way_of_data_writes_to_a_lower_file() {
 }
 
 #[test]
+fn a_second_daemon_does_not_write_to_the_same_branch() {
+    let Some(scratch) = Scratch::new() else {
+        return;
+    };
+    for name in ["work", "elsewhere", "m2"] {
+        fs::create_dir(scratch.path(name)).unwrap();
+    }
+    let aufs = "br=rw=rw:ro=ro";
+    let overlay = "lowerdir=ro,upperdir=rw,workdir=work";
+    let elsewhere = "lowerdir=ro,upperdir=rw,workdir=elsewhere";
+    for (n, (first, second)) in [
+        (aufs, aufs),
+        (overlay, overlay),
+        (overlay, elsewhere),
+        (aufs, elsewhere),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mounted = scratch.run(&["-o", first, "m"]);
+        assert!(mounted.status.success(), "{first}: {mounted:?}");
+        fs::write(scratch.path("m/file"), n.to_string()).unwrap();
+        let refused = scratch.run(&["-o", second, "m2"]);
+        let message = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(
+            refused.status.code(),
+            Some(1),
+            "{first}, {second}: {message}"
+        );
+        assert!(
+            message.contains("another union already writes to this branch")
+                && message.lines().count() == 1,
+            "{message}"
+        );
+        assert!(!is_mounted(&scratch.path("m2")));
+        // The first is as it was, and a reader is welcome.
+        fs::write(scratch.path("m/file2"), "more").unwrap();
+        let reader = scratch.run(&["-o", "br=rw=ro:ro=ro,udba=reval", "m2"]);
+        assert!(reader.status.success(), "{reader:?}");
+        assert_eq!(
+            fs::read_to_string(scratch.path("m2/file")).unwrap(),
+            n.to_string()
+        );
+        eventually("unmounting", || {
+            scratch.run(&["umount", "m2"]).status.success()
+        });
+        scratch.umount();
+        let next = scratch.run(&["-o", first, "m"]);
+        assert!(next.status.success(), "{first}: the lock is gone: {next:?}");
+        scratch.umount();
+        // The books name a format.
+        fs::remove_dir_all(scratch.path("rw")).unwrap();
+        fs::create_dir(scratch.path("rw")).unwrap();
+    }
+}
+
+#[test]
 fn a_detached_mount_is_served_and_attached_later() {
     let Some(scratch) = Scratch::new() else {
         return;

@@ -4,7 +4,7 @@
 //! .wh..wh.uaufs/        0700, in the branch root (workdir/uaufs/ in the overlay format)
 //!   format              "uaufs 2\n" and the branch's dialect
 //!   stack               the branches of the last mount, for merging while nothing is mounted
-//!   lock                flock'ed by the one daemon that may write
+//!   lock                flock'ed by the one daemon that may write, as the branch's root is
 //!   log                 origins of copied-up files and link counts, appended
 //!   links/              one file per pseudo-link: what it is a copy of
 //!   dirren/             one file per renamed directory: where its lower parts are
@@ -52,8 +52,8 @@ pub struct Store {
     /// Guards appends to the log; a leaf lock, held over one small write.
     log: Mutex<std::fs::File>,
     serial: AtomicU64,
-    /// Keeps the flock until the branch is closed.
-    _lock: OwnedFd,
+    /// Keep the flocks until the branch is closed: of the books and of the branch itself.
+    _locks: (OwnedFd, Option<OwnedFd>),
 }
 
 /// Temporary names start elsewhere on each mount, so that one left behind by a crash in a directory
@@ -92,6 +92,19 @@ pub(super) fn take_lock(lock: &OwnedFd) -> Result<()> {
     }
 }
 
+/// Locks the branch itself, for those whose books lie elsewhere: in another work directory, or in the
+/// other format. `None` where the filesystem locks no directories (NFS) or it cannot be read.
+fn lock_root(root: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
+    let Ok(dir) = open_dir(root, b".") else {
+        return Ok(None);
+    };
+    match take_lock(&dir) {
+        Ok(()) => Ok(Some(dir)),
+        Err(Errno::AGAIN) => Err(Errno::AGAIN),
+        Err(_) => Ok(None),
+    }
+}
+
 impl Store {
     /// Opens or makes the bookkeeping of the branch `root`, takes its lock and clears leftovers.
     ///
@@ -110,6 +123,7 @@ impl Store {
         let lock_flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let lock = openat(&dir, c"lock", lock_flags, Mode::from_bits_truncate(0o600))?;
         take_lock(&lock)?;
+        let root_lock = lock_root(root)?;
         write_format(&dir, format)?;
         let meta = if format == Format::Overlay {
             dir.as_fd()
@@ -145,7 +159,7 @@ impl Store {
             base_dir,
             log: Mutex::new(log),
             serial: AtomicU64::new(first_serial()),
-            _lock: lock,
+            _locks: (lock, root_lock),
         };
         Ok((store, recovered))
     }
