@@ -442,3 +442,112 @@ fn a_daemon_that_is_killed_in_the_midst_leaves_the_file_on_one_branch_or_on_the_
         });
     }
 }
+
+/// What needs room, and can be tried again.
+type Try = fn(&Small) -> io::Result<()>;
+
+const NEEDS_ROOM: [(&str, Try); 6] = [
+    ("copy-up", |small| {
+        let file = OpenOptions::new()
+            .write(true)
+            .open(small.world.path("m/big"))?;
+        file.write_all_at(b"more", MIB as u64)?;
+        file.sync_all()
+    }),
+    ("write", |small| {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .open(small.world.path("m/own"))?;
+        write_pieces(&mut file, &pattern(MIB)).map_err(|(_, err)| err)
+    }),
+    ("create", |small| {
+        fs::write(small.world.path("m/new"), "new")?;
+        File::open(small.world.path("m/new"))?.sync_all()
+    }),
+    ("mkdir", |small| fs::create_dir(small.world.path("m/made"))),
+    ("unlink", |small| {
+        fs::remove_file(small.world.path("m/gone"))
+    }),
+    ("rename", |small| {
+        let w = &small.world;
+        fs::rename(w.path("m/d"), w.path("m/e"))
+    }),
+];
+
+/// Uses up what is left beside a branch.
+fn fill(dir: &std::path::Path) {
+    let fails = |result: io::Result<()>| {
+        result.is_err_and(|err| {
+            assert_eq!(err.kind(), ErrorKind::StorageFull);
+            true
+        })
+    };
+    let mut last = None;
+    // Files until there are no inodes, then pages until there is no space.
+    for n in 0..200 {
+        match File::create(dir.join(n.to_string())) {
+            Ok(file) => last = Some(file),
+            Err(err) => assert!(fails(Err(err))),
+        }
+    }
+    let mut last = last.unwrap();
+    while !fails(last.write_all(&[0; 4096])) {}
+}
+
+#[test]
+fn when_room_is_made_everything_works_again_without_a_remount() {
+    for way in WAYS {
+        let Some(small) = Small::new(&[("b0", "size=3m,nr_inodes=100"), ("b1", "size=32m")]) else {
+            return;
+        };
+        let w = &small.world;
+        w.mkdir("b0/up", 0o755);
+        w.mkdir("b0/filler", 0o755);
+        fs::write(w.path("b1/big"), pattern(MIB)).unwrap();
+        w.put("b1/gone", "");
+        w.put("b1/d/x", "x");
+        let options = format!("br=b0/up=rw:b1=ro,dirren,{way}");
+        let is_right = || {
+            let big = small.content("m/big");
+            assert!(
+                big[..MIB] == pattern(MIB) && &big[MIB..] == b"more",
+                "{way}"
+            );
+            assert!(small.content("m/own") == pattern(MIB), "{way}");
+            assert_eq!(
+                w.tree("m"),
+                ["big", "e", "e/x", "made", "new", "own"],
+                "{way}"
+            );
+        };
+        w.mounted(&options, || {
+            fs::write(w.path("m/own"), "").unwrap();
+            fill(&w.path("b0/filler"));
+            let failed: Vec<_> = NEEDS_ROOM
+                .iter()
+                .filter(|(what, attempt)| match attempt(&small) {
+                    Ok(()) => false,
+                    Err(err) => {
+                        assert_eq!(err.kind(), ErrorKind::StorageFull, "{what}, {way}");
+                        true
+                    }
+                })
+                .collect();
+            let names: Vec<_> = failed.iter().map(|(what, _)| *what).collect();
+            for what in ["copy-up", "write", "create", "mkdir"] {
+                assert!(
+                    names.contains(&what),
+                    "{what} took room that is not there, {way}"
+                );
+            }
+            assert!(small.content("m/big")[..MIB] == pattern(MIB), "{way}");
+            fs::remove_dir_all(w.path("b0/filler")).unwrap();
+            for (what, attempt) in failed {
+                attempt(&small).unwrap_or_else(|err| panic!("{what}, {way}: {err}"));
+            }
+            is_right();
+            assert_eq!(w.tree("b0/up/.wh..wh.uaufs/tmp"), [""; 0], "{way}");
+        });
+        w.mounted(&options, is_right);
+    }
+}

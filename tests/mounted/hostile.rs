@@ -79,6 +79,9 @@ fn a_tree_deeper_than_any_path_is_copied_up_and_removed() {
     });
 }
 
+/// An attribute whose name is no UTF-8.
+const ODD: &[u8] = b"user.\xff\xfe";
+
 #[test]
 fn as_many_attributes_as_a_file_can_have_are_copied_up() {
     let Some(world) = World::new() else { return };
@@ -93,6 +96,7 @@ fn as_many_attributes_as_a_file_can_have_are_copied_up() {
             XattrFlags::empty(),
         )
     };
+    setxattr(&file, ODD, b"odd", XattrFlags::empty()).unwrap();
     let many = (0..2000).take_while(|n| set(*n).is_ok()).count();
     assert_ne!(many, 0);
     world.mounted("br=up=rw:low=ro", || {
@@ -104,6 +108,9 @@ fn as_many_attributes_as_a_file_can_have_are_copied_up() {
             let length = rustix::fs::getxattr(world.path("up/file"), name, &mut value).unwrap();
             assert_eq!(&value[..length], [b'v'; 30]);
         }
+        let mut value = [0; 64];
+        let length = rustix::fs::getxattr(world.path("up/file"), ODD, &mut value).unwrap();
+        assert_eq!(&value[..length], b"odd");
     });
     assert_eq!(world.read("up/file"), "datamore");
 }

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use unionfs::fuse::unmount;
@@ -407,4 +407,46 @@ fn files_that_are_copied_up_at_once_do_not_mix() {
         let copy = fs::read(world.path(&format!("up/{n}"))).unwrap();
         assert!(copy == right, "{n}");
     }
+}
+
+#[test]
+fn others_go_on_while_a_large_file_is_copied_up() {
+    const SIZE: usize = 48 << 20;
+    /// On a busy machine nobody may look while the copy is made.
+    const TRIES: usize = 20;
+    let Some(world) = World::new() else { return };
+    world.mkdir("low", 0o755);
+    let _lower = Memory::new(&world, "low");
+    fs::write(world.path("low/0"), vec![1; SIZE]).unwrap();
+    for n in 1..TRIES {
+        fs::hard_link(world.path("low/0"), world.path(&format!("low/{n}"))).unwrap();
+    }
+    world.mkdir("up", 0o755);
+    let tmp = world.path("up/.wh..wh.uaufs/tmp");
+    let is_copying = || fs::read_dir(&tmp).is_ok_and(|mut left| left.next().is_some());
+    // With `noplink` each name is copied for itself.
+    world.mounted("br=up=rw:low=ro,volatile,noplink,threads=2", || {
+        let goes_on = (0..TRIES).any(|n| {
+            let path = world.path(&format!("m/{n}"));
+            let seen = std::thread::scope(|scope| {
+                let copied = scope.spawn(|| {
+                    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+                });
+                while !copied.is_finished() {
+                    if is_copying() {
+                        fs::write(world.path(&format!("m/new{n}")), "").unwrap();
+                        if is_copying() {
+                            return true;
+                        }
+                    }
+                }
+                false
+            });
+            let copy = fs::metadata(world.path(&format!("up/{n}"))).unwrap();
+            assert_eq!(copy.len(), SIZE as u64);
+            fs::remove_file(path).unwrap();
+            seen
+        });
+        assert!(goes_on, "every file was made after the copy");
+    });
 }

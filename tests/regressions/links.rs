@@ -232,3 +232,22 @@ fn without_pseudo_links_a_written_name_parts_from_the_others() {
         assert_eq!(t.on_branch("b1/a"), "old");
     }
 }
+
+#[test]
+fn links_are_counted_before_the_other_names_were_seen() {
+    if !is_root() {
+        return;
+    }
+    let mut t = linked();
+    let branches = ["c=rw", "a=ro"];
+    for (name, count) in [("l", 4), ("m", 4)] {
+        t.open(&branches, "udba=none");
+        assert_eq!(t.attr(name).nlink, count, "{name}: nothing is copied up");
+    }
+    t.write("n", "new").unwrap();
+    t.unlink("o").unwrap();
+    for name in ["l", "m", "n"] {
+        t.open(&branches, "udba=none");
+        assert_eq!(t.attr(name).nlink, 3, "{name}: copied up, and one gone");
+    }
+}

@@ -203,3 +203,47 @@ fn a_name_made_below_a_whiteout_of_a_higher_branch_is_there_after_reopening() {
     assert_eq!(t.on_branch("b/d/x"), "g");
     t.unlink("d/x").unwrap();
 }
+
+#[test]
+fn what_a_crash_left_of_a_copy_is_no_part_of_another() {
+    if !is_root() {
+        return;
+    }
+    let mut t = Fixture::new();
+    t.put("a/x", "lower");
+    t.put("a/precious", "as it is");
+    t.put_dir("c");
+    t.open(&["c=rw", "a=ro"], "udba=none");
+    t.close();
+    let tmp = "c/.wh..wh.uaufs/tmp";
+    for n in 0..20 {
+        t.put(&format!("{tmp}/{n}"), "longer than what is copied now");
+    }
+    t.put(&format!("{tmp}/dir/file"), "");
+    t.put_link("a/precious", &format!("{tmp}/20"));
+    std::os::unix::fs::symlink(t.path("a/precious"), t.path(&format!("{tmp}/21"))).unwrap();
+    t.open(&["c=rw", "a=ro"], "udba=none");
+    let left = std::fs::read_dir(t.path(tmp)).unwrap();
+    assert_eq!(left.count(), 0, "a mount empties it");
+    t.chmod("x", 0o600).unwrap();
+    assert_eq!(t.on_branch("c/x"), "lower");
+    assert_eq!(t.on_branch("a/precious"), "as it is");
+}
+
+#[test]
+fn a_whiteout_hides_a_name_in_its_own_directory_only() {
+    if !is_root() {
+        return;
+    }
+    let mut t = Fixture::new();
+    for dir in ["", "d/", "d/s/"] {
+        t.put(&format!("a/{dir}test"), "lower");
+    }
+    t.put("c/.wh.test", "");
+    t.put_dir("c/d");
+    t.open(&["c=rw", "a=ro"], "");
+    assert_eq!(t.find("test"), Err(Errno::NOENT));
+    assert_eq!(t.names(""), ["d"]);
+    assert_eq!(t.read("d/test"), "lower");
+    assert_eq!(t.names("d/s"), ["test"]);
+}

@@ -1,4 +1,4 @@
-"""What docs/aufs-compatibility.md claims: every row is there, and the tests that it names exist and are run.
+"""What the documentation claims: every row is there, and the tests that it names exist and are run.
 
 Run: python3 -m unittest discover -s tests/tools
 """
@@ -12,6 +12,7 @@ import unittest
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 PAGE = "docs/aufs-compatibility.md"
 FEATURES = 73
+PEERS = "docs/reliability.md", "## What the peers get wrong"
 
 
 def read(path):
@@ -30,6 +31,15 @@ def rows(page):
         if re.match(r"\| \d+ \|", line):
             cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
             yield int(cells[0]), cells[1:]
+
+
+def failures(page, heading):
+    """(failure, where, proof) of each row of the table below a heading."""
+    table = page.partition("\n%s\n" % heading)[2].partition("\n## ")[0]
+    for line in table.splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) == 3 and not cells[0].startswith(("--", "**", "failure")):
+            yield cells
 
 
 def binaries():
@@ -141,6 +151,21 @@ class Compatibility(unittest.TestCase):
     def test_every_scenario_of_our_own_proves_a_row(self):
         named = set(re.findall(r"`aufs:([^`]+)`", read(PAGE)))
         self.assertEqual(Proofs().rows - named, set())
+
+
+class Peers(unittest.TestCase):
+    def test_every_failure_has_a_proof_that_it_is_not_ours_or_is_admitted(self):
+        proofs = Proofs()
+        page, heading = PEERS
+        found = list(failures(read(page), heading))
+        self.assertGreater(len(found), 50)
+        for failure, where, proof in found:
+            with self.subTest(failure=failure):
+                self.assertRegex(where, r"^$|`(fo|fo2|uf|mf|fb|rk|ko)`|#\d")
+                tests = re.findall(r"`(\w+:[^`]+)`", proof)
+                self.assertTrue(tests or proof.startswith("**ours too**"), "no test")
+                for test in tests:
+                    self.assertIsNone(proofs.wrong(test), test)
 
 
 if __name__ == "__main__":
