@@ -4,6 +4,26 @@ use super::fixture::{Fixture, is_root, next_tick};
 use unionfs::errno::Errno;
 
 #[test]
+fn a_file_that_was_renamed_on_its_branch_is_reached_by_its_new_name() {
+    if !is_root() {
+        return;
+    }
+    for branch in ["c", "a"] {
+        let mut t = Fixture::new();
+        t.put_dir("c");
+        t.put_dir("a");
+        t.put(&format!("{branch}/old"), "x");
+        t.open(&["c=rw", "a=ro"], "udba=reval:0");
+        assert_eq!(t.read("old"), "x");
+        let at = |name: &str| t.as_ref().join(branch).join(name);
+        std::fs::rename(at("old"), at("new")).unwrap();
+        assert_eq!(t.read("new"), "x", "{branch}");
+        t.write("new", "yy").unwrap();
+        assert_eq!(t.on_branch("c/new"), "yy");
+    }
+}
+
+#[test]
 fn a_directory_with_a_file_that_the_union_has_not_seen_is_not_removed() {
     if !is_root() {
         return;

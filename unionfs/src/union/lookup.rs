@@ -206,9 +206,11 @@ impl Union {
             elsewhere = false;
         }
         if existed && !elsewhere {
+            // Behind the union's back it was renamed, or removed and its number is another file's now.
+            let only_here = stat.nlink < 2 && !node.is_at(parent.id, name);
             node.update_home(|h| {
                 // It was reached by a descriptor or a pseudo-link only; now it has a name again.
-                if stale || !h.linked || !matches!(h.place, Place::Named) {
+                if stale || only_here || !h.linked || !matches!(h.place, Place::Named) {
                     (h.parent, h.name) = (home.parent, home.name);
                     (h.linked, h.place) = (true, Place::Named);
                 }
