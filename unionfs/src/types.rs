@@ -1,7 +1,7 @@
 //! Plain values that cross the border of the core: node numbers, attributes, callers, listings.
 
 use crate::errno::Result;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The number of a node: FUSE nodeid, `st_ino` and `d_ino` at once, stable for the life of the
 /// mount and (on branches that can remember) over remounts.
@@ -93,6 +93,22 @@ pub struct Timestamp {
     pub sec: i64,
     /// 0..1_000_000_000
     pub nsec: u32,
+}
+
+impl Timestamp {
+    /// Is this time of a file so recent that a change from now on may get the same one?
+    ///
+    /// Kernels before 6.13 count by a clock that ticks, some filesystems (vfat, ext3, NFS of such)
+    /// in steps of up to two seconds.
+    pub fn may_recur(self) -> bool {
+        let step = match self.nsec {
+            0 => Duration::from_secs(2),
+            _ => Duration::ZERO,
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let then = u64::try_from(self.sec).map_or(Duration::ZERO, |s| Duration::new(s, self.nsec));
+        now.unwrap_or_default().saturating_sub(then) < step + Duration::from_millis(20)
+    }
 }
 
 /// What stat(2) tells about a node.
@@ -361,3 +377,23 @@ pub enum Effect {
 
 /// The result of a getxattr or listxattr.
 pub type XattrResult = Result<Vec<u8>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_recurs_for_as_long_as_its_clock_stands_still() {
+        let ago = |millis: u64, whole: bool| {
+            let then = SystemTime::now() - Duration::from_millis(millis);
+            let then = then.duration_since(UNIX_EPOCH).unwrap();
+            Timestamp {
+                sec: then.as_secs() as i64,
+                nsec: if whole { 0 } else { then.subsec_nanos().max(1) },
+            }
+        };
+        assert!(ago(0, false).may_recur() && ago(0, true).may_recur());
+        assert!(!ago(500, false).may_recur() && ago(500, true).may_recur());
+        assert!(!ago(4000, true).may_recur());
+    }
+}

@@ -13,7 +13,7 @@ use positions::Positions;
 use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 use std::hash::BuildHasher;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// The branches that hold a directory, topmost first.
 pub type BranchList = SmallVec<[BranchId; 4]>;
@@ -102,9 +102,6 @@ pub struct Stamp {
     pub ctime: Timestamp,
 }
 
-/// Longer than the tick in which filesystems count their times.
-const TICK: Duration = Duration::from_millis(20);
-
 impl Stamp {
     /// Of a directory as it is.
     pub fn of(stat: &RealStat) -> Self {
@@ -116,11 +113,7 @@ impl Stamp {
 
     /// So young that another change may still get the same times?
     pub fn is_young(&self) -> bool {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let then = Duration::new(u64::try_from(self.ctime.sec).unwrap_or(0), self.ctime.nsec);
-        now.saturating_sub(then) < TICK
+        self.ctime.may_recur()
     }
 }
 

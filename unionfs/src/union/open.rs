@@ -101,7 +101,8 @@ impl Union {
             let mut file = self.opens.files.entry(node.id).or_default();
             file.count += 1;
             opened.keep_cache |= stamp.is_some() && file.stamp == stamp;
-            file.stamp = stamp;
+            // Another change may get the same time, and then these pages are not those.
+            file.stamp = stamp.filter(|(.., mtime)| !mtime.may_recur());
             file.pinned = pinned.or(file.pinned.take());
         }
         node.count_open();

@@ -10,7 +10,7 @@ use crate::node::{Namespace, Node, Place, Present};
 use crate::sys::stat::stat_at;
 use crate::sys::with_write_permission;
 use crate::sys::{Name, RealStat};
-use crate::types::{Kind, NodeId, Timestamp};
+use crate::types::{Kind, NodeId};
 use crate::union::Union;
 use crate::union::copyup::{Copy, How};
 use crate::union::rename::At;
@@ -18,16 +18,12 @@ use rustix::fd::OwnedFd;
 use rustix::fs::AtFlags;
 use smallvec::SmallVec;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 /// Copies made while the file may still be changed, before one for which changes wait.
 const FREE_COPIES: usize = 2;
 
 /// Up to this size a file is copied at once while changes wait.
 const SMALL: u64 = 1 << 20;
-
-/// Kernels before 6.13 note changes by a clock that ticks: two within this time may look like one.
-const TICK: Duration = Duration::from_millis(20);
 
 impl Union {
     /// Moves a non-directory whose directory is on the lower branch.
@@ -65,7 +61,7 @@ impl Union {
             if branch != way.from.id || stat.size <= SMALL {
                 break;
             }
-            let settled = is_older(stat.ctime, TICK);
+            let settled = !stat.ctime.may_recur();
             let mut copy =
                 self.build_copy(node, &way.to, &way.from, &loc, &stat, How::default())?;
             let _nobody_changes = node.change.write();
@@ -372,13 +368,4 @@ pub(super) fn drop_whiteout_beside(branch: &Branch, dir: &Arc<OwnedFd>, name: &[
 /// Is it the same file with the same data and attributes, as far as stat tells?
 fn same_file(a: &RealStat, b: &RealStat) -> bool {
     (a.dev, a.ino, a.size, a.mtime, a.ctime) == (b.dev, b.ino, b.size, b.mtime, b.ctime)
-}
-
-/// Is a time at least this long ago?
-fn is_older(time: Timestamp, by: Duration) -> bool {
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    let then = u64::try_from(time.sec).map_or(Duration::ZERO, |s| Duration::new(s, time.nsec));
-    now.checked_sub(by).is_some_and(|limit| then < limit)
 }
