@@ -4,6 +4,7 @@
 
 use crate::errno::{Errno, Result};
 use crate::spec::{IdMap, Options};
+use crate::sys::acl;
 use crate::sys::creds::OVERFLOW_ID;
 use crate::types::{Attr, Caller, DirPermission, SetAttr};
 
@@ -152,15 +153,6 @@ fn shift(id: u32, from: u32, to: u32, count: u32) -> Option<u32> {
     to.checked_add(offset)
 }
 
-/// `struct posix_acl_xattr_header`: version, 4 bytes.
-pub(super) const ACL_HEADER: usize = 4;
-/// `struct posix_acl_xattr_entry`: tag and permissions of 2 bytes, id of 4.
-pub(super) const ACL_ENTRY: usize = 8;
-/// Tag of an entry for one user.
-pub(super) const ACL_USER: u16 = 0x02;
-/// Tag of an entry for one group.
-pub(super) const ACL_GROUP: u16 = 0x08;
-
 /// Rewrites the ids of named users and groups. Source: linux/posix_acl_xattr.h.
 fn map_acl(
     value: &mut [u8],
@@ -170,14 +162,14 @@ fn map_acl(
     if value.is_empty() {
         return Ok(());
     }
-    let entries = value.get_mut(ACL_HEADER..).ok_or(Errno::INVAL)?;
-    let mut entries = entries.chunks_exact_mut(ACL_ENTRY);
+    let entries = value.get_mut(acl::HEADER..).ok_or(Errno::INVAL)?;
+    let mut entries = entries.chunks_exact_mut(acl::ENTRY);
     for entry in &mut entries {
         let tag = u16::from_le_bytes([entry[0], entry[1]]);
         let id = u32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);
         let mapped = match tag {
-            ACL_USER => uid(id).ok_or(Errno::INVAL)?,
-            ACL_GROUP => gid(id).ok_or(Errno::INVAL)?,
+            acl::USER => uid(id).ok_or(Errno::INVAL)?,
+            acl::GROUP => gid(id).ok_or(Errno::INVAL)?,
             _ => continue,
         };
         entry[4..].copy_from_slice(&mapped.to_le_bytes());
@@ -273,14 +265,14 @@ mod tests {
         let name = b"system.posix_acl_access";
         let on_branch = acl(&[
             (1, u32::MAX),
-            (ACL_USER, 3),
-            (ACL_GROUP, 4),
+            (acl::USER, 3),
+            (acl::GROUP, 4),
             (0x10, u32::MAX),
         ]);
         let on_wire = acl(&[
             (1, u32::MAX),
-            (ACL_USER, 1003),
-            (ACL_GROUP, 1004),
+            (acl::USER, 1003),
+            (acl::GROUP, 1004),
             (0x10, u32::MAX),
         ]);
         let mut value = on_branch.clone();
@@ -292,7 +284,7 @@ mod tests {
         );
         assert_eq!(maps.xattr_to_branch(b"user.x", &on_wire).unwrap(), None);
         assert_eq!(
-            maps.xattr_to_branch(name, &acl(&[(ACL_USER, 5)]))
+            maps.xattr_to_branch(name, &acl(&[(acl::USER, 5)]))
                 .unwrap_err(),
             Errno::INVAL
         );

@@ -5,8 +5,8 @@
 //! credentials of whoever walks.
 
 use super::adapter::Adapter;
-use super::idmap::{ACL_ENTRY, ACL_GROUP, ACL_HEADER, ACL_USER};
 use crate::errno::{Errno, Result};
+use crate::sys::acl;
 use crate::sys::procs::{self, Credentials};
 use crate::types::{Attr, DirPermission, Kind, Lifetimes, Lookup, NodeId};
 use fuser::{ReplyAttr, Request};
@@ -137,7 +137,7 @@ impl Who {
     fn may(&self, wanted: u32, rule: &DirPermission) -> bool {
         let bits = if self.uid == rule.uid {
             rule.mode >> 6
-        } else if let Some(acl) = rule.acl.as_deref().and_then(parse_acl) {
+        } else if let Some(acl) = rule.acl.as_deref().and_then(acl::parse) {
             return self.may_by_acl(wanted, rule, &acl);
         } else if self.is_in(rule.gid) {
             rule.mode >> 3
@@ -148,17 +148,17 @@ impl Who {
     }
 
     /// For whoever is not the owner. Source: `posix_acl_permission` in Linux.
-    fn may_by_acl(&self, wanted: u32, rule: &DirPermission, acl: &[AclEntry]) -> bool {
+    fn may_by_acl(&self, wanted: u32, rule: &DirPermission, acl: &[acl::Entry]) -> bool {
         let of = |tag| acl.iter().find(|e| e.tag == tag).map(|e| e.bits);
-        let mask = of(ACL_MASK).unwrap_or(0o7);
-        if let Some(named) = acl.iter().find(|e| e.tag == ACL_USER && e.id == self.uid) {
+        let mask = of(acl::MASK).unwrap_or(0o7);
+        if let Some(named) = acl.iter().find(|e| e.tag == acl::USER && e.id == self.uid) {
             return named.bits & mask & wanted == wanted;
         }
         let mut member = false;
         for entry in acl {
             let group = match entry.tag {
-                ACL_GROUP_OBJ => rule.gid,
-                ACL_GROUP => entry.id,
+                acl::GROUP_OBJ => rule.gid,
+                acl::GROUP => entry.id,
                 _ => continue,
             };
             if self.is_in(group) {
@@ -168,32 +168,8 @@ impl Who {
                 }
             }
         }
-        !member && of(ACL_OTHER).unwrap_or(0) & wanted == wanted
+        !member && of(acl::OTHER).unwrap_or(0) & wanted == wanted
     }
-}
-
-const ACL_GROUP_OBJ: u16 = 0x04;
-const ACL_MASK: u16 = 0x10;
-const ACL_OTHER: u16 = 0x20;
-
-struct AclEntry {
-    tag: u16,
-    bits: u32,
-    id: u32,
-}
-
-/// The entries of an ACL xattr (linux/posix_acl_xattr.h); `None` = malformed.
-fn parse_acl(value: &[u8]) -> Option<Vec<AclEntry>> {
-    let (header, entries) = value.split_first_chunk::<ACL_HEADER>()?;
-    if u32::from_le_bytes(*header) != 2 || entries.len() % ACL_ENTRY != 0 {
-        return None;
-    }
-    let parse = |e: &[u8]| AclEntry {
-        tag: u16::from_le_bytes([e[0], e[1]]),
-        bits: u16::from_le_bytes([e[2], e[3]]).into(),
-        id: u32::from_le_bytes([e[4], e[5], e[6], e[7]]),
-    };
-    Some(entries.chunks_exact(ACL_ENTRY).map(parse).collect())
 }
 
 #[cfg(test)]
@@ -250,13 +226,13 @@ mod tests {
     fn acls_decide_as_in_the_kernel() {
         let acl = &[
             (0x01, 7, u32::MAX),
-            (ACL_USER, 7, 5),
-            (ACL_USER, 0, 6),
-            (ACL_GROUP_OBJ, 5, u32::MAX),
-            (ACL_GROUP, 1, 20),
-            (ACL_GROUP, 7, 30),
-            (ACL_MASK, 5, u32::MAX),
-            (ACL_OTHER, 4, u32::MAX),
+            (acl::USER, 7, 5),
+            (acl::USER, 0, 6),
+            (acl::GROUP_OBJ, 5, u32::MAX),
+            (acl::GROUP, 1, 20),
+            (acl::GROUP, 7, 30),
+            (acl::MASK, 5, u32::MAX),
+            (acl::OTHER, 4, u32::MAX),
         ];
         let rule = rule(0o754, acl);
         let may = |w: Who, wanted| w.may(wanted, &rule);

@@ -3,6 +3,7 @@
 //! Everything works on directory descriptors and one path component. `unsafe` is allowed in the
 //! leaf modules that say so and nowhere else in the crate.
 
+pub mod acl;
 pub mod clone_tree;
 pub mod copy;
 pub mod creds;

@@ -7,8 +7,7 @@ use crate::branch::owners::Owners;
 use crate::errno::{Errno, Result};
 use crate::shown::{ShowPath, Shown};
 use crate::spec::IgnoreXattr;
-use crate::sys::xattr;
-use crate::sys::{Loc, RealStat, creds};
+use crate::sys::{Loc, RealStat, acl, creds, xattr};
 use crate::types::{Kind, SetTime};
 
 impl Union {
@@ -22,7 +21,7 @@ impl Union {
         stat: &RealStat,
     ) -> Result<()> {
         if let Some(owners) = target.owners {
-            self.copy_xattrs(target, source_branch, from, to, true)?;
+            let _ = self.copy_xattrs(target, source_branch, from, to, true)?;
             if stat.kind() != Kind::Symlink {
                 to.chmod(Owners::real_mode(stat.mode))?;
             }
@@ -42,13 +41,17 @@ impl Union {
             // power may be kept either.
             mode &= !(libc::S_ISUID | libc::S_ISGID);
         }
-        self.copy_xattrs(target, source_branch, from, to, owned)?;
+        let acl = self.copy_xattrs(target, source_branch, from, to, owned)?;
+        if let Some(acl) = acl {
+            mode = acl::mode_within(&acl, mode);
+        }
         if stat.kind() != Kind::Symlink {
             to.chmod(mode)?;
         }
         to.set_times(Some(SetTime::At(stat.atime)), Some(SetTime::At(stat.mtime)))
     }
 
+    /// Answers the ACL that there is no place for.
     fn copy_xattrs(
         &self,
         target: &Branch,
@@ -56,36 +59,44 @@ impl Union {
         from: &Loc,
         to: &Loc,
         owned: bool,
-    ) -> Result<()> {
+    ) -> Result<Option<Vec<u8>>> {
+        let mut lost = None;
         for name in xattr::names(&list_xattrs(from)?) {
             let wanted = shown_name(source_branch, name);
             let stored = wanted.as_deref().and_then(|n| stored_name(target, n));
             let Some(stored) = stored.filter(|n| owned || **n != *b"security.capability") else {
                 continue;
             };
-            let copied = from
-                .xattrs(|x| x.get(name))
-                .and_then(|value| to.xattrs(|x| x.set(&stored, &value, 0)));
-            match copied {
-                Ok(()) | Err(Errno::NODATA) => {}
+            let value = match from.xattrs(|x| x.get(name)) {
+                Ok(value) => value,
+                Err(Errno::NODATA) => continue,
+                Err(err) if ignores_xattr_error(target, name, err) => continue,
+                Err(err) => return Err(err),
+            };
+            match to.xattrs(|x| x.set(&stored, &value, 0)) {
+                Ok(()) => {}
                 Err(Errno::OPNOTSUPP) => {
                     log::debug!(
                         "{}: no place for attribute {}",
                         target.path.shown(),
                         Shown(name)
                     );
+                    if name == acl::ACCESS {
+                        lost = Some(value);
+                    }
                 }
-                Err(err)
-                    if !matches!(err, Errno::NOMEM | Errno::DQUOT)
-                        && ignores_xattr(target, name) => {}
+                Err(err) if ignores_xattr_error(target, name, err) => {}
                 Err(err) => return Err(err),
             }
         }
-        Ok(())
+        Ok(lost)
     }
 }
 
-fn ignores_xattr(target: &Branch, name: &[u8]) -> bool {
+fn ignores_xattr_error(target: &Branch, name: &[u8], err: Errno) -> bool {
+    if matches!(err, Errno::NOMEM | Errno::DQUOT) {
+        return false;
+    }
     let class = match name.split(|b| *b == b'.').next() {
         Some(b"security") => IgnoreXattr::SECURITY,
         Some(b"system") => IgnoreXattr::SYSTEM,
