@@ -157,7 +157,8 @@ impl Branch {
             match rustix::fs::linkat(base_dir, base_name, dir, mark, AtFlags::empty()) {
                 Ok(()) | Err(Errno::EXIST) => return Ok(()),
                 Err(Errno::MLINK) => store.renew_base(),
-                Err(Errno::NOENT | Errno::PERM | Errno::OPNOTSUPP | Errno::XDEV) => {}
+                Err(Errno::NOENT | Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::XDEV) => {
+                }
                 Err(err) => return Err(err),
             }
         }

@@ -7,6 +7,7 @@ pub mod books;
 pub mod detect;
 pub mod dirren;
 pub mod hidden;
+pub mod lacks;
 pub mod log;
 pub mod marks;
 pub mod metacopy;
@@ -63,6 +64,11 @@ impl Branch {
     /// May the union write here?
     pub fn writable(&self) -> bool {
         self.store.is_some() && self.perm.writable()
+    }
+
+    /// Can a file have several names here? (True where the union does not write.)
+    pub fn can_link(&self) -> bool {
+        self.store.as_ref().is_none_or(|s| !s.lacks().links)
     }
 
     /// Do whiteouts and opaque marks on it count?

@@ -2,6 +2,7 @@
 
 use super::Branch;
 use super::hidden::Hidden;
+use super::lacks::Lacks;
 use super::log::Recovered;
 use super::offline;
 use super::owners::Owners;
@@ -331,6 +332,10 @@ fn open_one(
         };
         let opened = Store::open(root.as_fd(), work.as_ref().map(|w| w.as_fd()), format);
         let (s, r) = opened.map_err(|errno| store_error(&c, errno))?;
+        if s.lacks() != Lacks::default() {
+            let path = c.spec.path.shown();
+            log::warn!("{path}: its filesystem lacks {}", s.lacks());
+        }
         (store, recovered) = (Some(Arc::new(s)), r);
     }
     let stat =

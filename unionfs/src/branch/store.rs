@@ -17,6 +17,7 @@
 //! .wh..wh.orph/         orphans                                   (AUFS's own)
 //! ```
 
+use super::lacks::Lacks;
 use super::log::{RECORD_LEN, Record, Recovered};
 use super::marks::create_mark;
 use crate::errno::{Errno, Result};
@@ -52,6 +53,7 @@ pub struct Store {
     /// Guards appends to the log; a leaf lock, held over one small write.
     log: Mutex<std::fs::File>,
     serial: AtomicU64,
+    lacks: Lacks,
     /// Keep the flocks until the branch is closed: of the books and of the branch itself.
     _locks: (OwnedFd, Option<OwnedFd>),
 }
@@ -142,6 +144,7 @@ impl Store {
         for leftover in [&tmp, &trash] {
             crate::sys::remove::contents(leftover)?;
         }
+        let lacks = Lacks::probe(&tmp);
         let times = make_dir(&dir, super::times::DIR_NAME, 0o700)?;
         super::times::restore(root, &times)?;
         let links = make_dir(&dir, b"links", 0o700)?;
@@ -159,6 +162,7 @@ impl Store {
             base_dir,
             log: Mutex::new(log),
             serial: AtomicU64::new(first_serial()),
+            lacks,
             _locks: (lock, root_lock),
         };
         Ok((store, recovered))
@@ -180,6 +184,11 @@ impl Store {
         for dir in [PLINK_DIR, ORPHAN_DIR] {
             let _ = unlinkat(&self.base_dir, dir, AtFlags::REMOVEDIR);
         }
+    }
+
+    /// What the filesystem cannot do.
+    pub fn lacks(&self) -> Lacks {
+        self.lacks
     }
 
     /// The directory in which files are built before they get their name.

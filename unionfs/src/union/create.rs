@@ -429,6 +429,9 @@ impl Union {
                 self.complete_data(node, How::default())?;
                 return Ok((self.branch(target)?, stays));
             }
+            if !self.branch(target)?.can_link() {
+                return Err(Errno::PERM);
+            }
             drop(stays);
             self.bring_up(node, target)?;
         }

@@ -14,6 +14,10 @@ impl Union {
         let top = self.holder(first.node()?, &one);
         let other = self.holder(second.node()?, &two);
         let branch = self.rename_branch(a, top, b, Some(other))?;
+        if branch.store.as_ref().is_some_and(|s| s.lacks().exchange) {
+            // What it would answer, before anything is copied for it.
+            return Err(Errno::INVAL);
+        }
         self.bring_to(first.node()?, &one, a, &branch)?;
         self.bring_to(second.node()?, &two, b, &branch)?;
         let mut dirs = self.lock_two(a.dir, b.dir)?;

@@ -56,11 +56,12 @@ impl Union {
             redirects.load(branch)?;
         }
         note_stack(&branches);
+        let options = possible_options(spec.options.clone(), &branches);
         let budget = descriptor_budget();
         let next_branch = AtomicU32::new(branches.len() as u32);
         let root = Arc::new(root_node(&branches));
         Ok(Self {
-            options: ArcSwap::from_pointee(spec.options.clone()),
+            options: ArcSwap::from_pointee(options),
             stack: ArcSwap::from_pointee(Stack::new(branches)),
             nodes: NodeTable::new(root),
             died: AtomicUsize::new(0),
@@ -129,6 +130,12 @@ fn refuse_unsupported(spec: &MountSpec) -> Result<(), SetupError> {
         return refuse("shwh", "whiteouts are shown on readonly mounts: add ro");
     }
     refuse_unsupported_options(&spec.options)
+}
+
+/// Without hard links on a writable branch there are no pseudo-links.
+fn possible_options(mut options: Options, branches: &[Arc<Branch>]) -> Options {
+    options.plink &= branches.iter().all(|b| b.can_link());
+    options
 }
 
 /// The same for what does not depend on the branches.

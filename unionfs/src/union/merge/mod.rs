@@ -260,7 +260,7 @@ impl Union {
             overwrite: true,
             own_copy: true,
             keep_upper: options.copy,
-            groups: true,
+            groups: below.can_link(),
             copied: Mutex::default(),
             trash: Mutex::default(),
         })
