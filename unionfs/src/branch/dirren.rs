@@ -87,7 +87,8 @@ impl Store {
 
     /// Forgets a redirect.
     pub fn remove_redirect(&self, real: u64) {
-        // A leftover is harmless: the birth time tells it from a later directory.
+        // A leftover is harmless: a later directory of this number has another birth time, or (where
+        // there is none) drops it when it is made.
         let name = real.to_string();
         let _ = rustix::fs::unlinkat(self.redirects(), name.as_bytes(), AtFlags::empty());
     }

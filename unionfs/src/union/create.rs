@@ -246,6 +246,9 @@ impl Union {
         if self.inos.forget_real(branch.dev, stat.ino) {
             self.record_gone(branch, stat.ino);
         }
+        if stat.kind() == Kind::Dir {
+            self.drop_redirect(branch, stat.ino);
+        }
         let mut id = self.inos.number(stat);
         let home = Home {
             parent: Some(parent.clone()),

@@ -67,6 +67,8 @@ impl Union {
         if hidden {
             branch.set_opaque(&fd)?;
         }
+        // Of an older directory that had this number.
+        self.drop_redirect(&branch, copy.stat.ino);
         let placed = with_write_permission(&dir, || {
             rename_new(store.tmp(), &copy.temp, &dir, &home.name)
         });
