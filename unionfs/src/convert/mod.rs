@@ -16,6 +16,7 @@ pub use survey::{Obstacle, Why};
 use crate::branch::dirren;
 use crate::branch::dirren::Recorded;
 use crate::branch::hidden::Hidden;
+use crate::branch::marks::make_null_device;
 use crate::branch::offline::{Offline, open_dir};
 use crate::branch::overlay::{Attributes, Redirect};
 use crate::errno::{Errno, Result};
@@ -27,6 +28,7 @@ use crate::sys::{Loc, Name, xattr};
 use crate::types::{Kind, SetTime};
 use from_hidden::FromHidden;
 use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{AtFlags, unlinkat};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -142,6 +144,13 @@ pub fn run(request: &Request) -> std::result::Result<End, SetupError> {
     if request.dry_run {
         return Ok(End::Converted(job.changes));
     }
+    if begun.is_none() && request.to == Format::Overlay {
+        job.check_marks().map_err(|errno| {
+            let what = "its filesystem cannot have overlayfs's marks, which are device nodes and \
+                        extended attributes: nothing was changed";
+            SetupError::path(path, errno, what)
+        })?;
+    }
     job.changes = Changes::default();
     job.convert(request.to).map_err(failed)?;
     Ok(End::Converted(job.changes))
@@ -204,6 +213,21 @@ fn other(format: Format) -> Format {
 }
 
 impl Job {
+    /// Can the filesystem have the marks that were counted? A conversion that finds out half-way could
+    /// neither go on nor back.
+    fn check_marks(&mut self) -> Result<()> {
+        // What is left in this directory is removed, whatever comes next.
+        let tmp = self.aufs.books_dir(b"tmp")?;
+        if self.changes.whiteouts > 0 {
+            make_null_device(&tmp, b"probe")?;
+            unlinkat(&tmp, c"probe", AtFlags::empty())?;
+        }
+        if self.changes.opaque + self.changes.redirects > 0 && !xattr::supports_user_xattrs(&tmp) {
+            return Err(Errno::OPNOTSUPP);
+        }
+        Ok(())
+    }
+
     fn convert(&mut self, to: Format) -> Result<()> {
         books::begin(&mut self.aufs, to)?;
         let root = rustix::io::dup(&self.root)?;
