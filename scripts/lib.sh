@@ -22,6 +22,8 @@ export PYTHONDONTWRITEBYTECODE=1
 
 # The directory of this run; made by make_work, removed when the script ends.
 WORK=
+# Set by poor_work: all of it, and a directory on the same filesystem as ever.
+WORK_TOP='' RICH=''
 
 say() { printf '%s\n' "$*"; }
 warn() { printf '%s: warning: %s\n' "$NAME" "$*" >&2; }
@@ -99,6 +101,24 @@ make_work() {
     trap 'exit 143' TERM
 }
 
+# poor_work OPTION...: from now on WORK is on a filesystem that lacks much (tests/poor).
+poor_work() {
+    local try
+    if [[ -z ${POORFS:-} ]]; then
+        (cd "$ROOT" && cargo build --quiet -p unionfs --example poorfs) || die "cargo build failed: see the lines above"
+        POORFS=$TARGET/debug/examples/poorfs
+    fi
+    WORK_TOP=$WORK RICH=$WORK/rich
+    mkdir "$WORK"/{rich,source,p}
+    WORK=$WORK/p
+    "$POORFS" "$WORK_TOP/source" "$WORK" "$@" &
+    for ((try = 0; try < 100; try++)); do
+        if mountpoint -q "$WORK"; then return 0; fi
+        sleep 0.05
+    done
+    die "poorfs: was not mounted"
+}
+
 # mounts_below DIR: "DEVICE MOUNTPOINT" of every mount at or below it, the last mounted first.
 mounts_below() {
     awk -v dir="$1" '$5 == dir || index($5, dir "/") == 1 { print $3, $5 }' /proc/self/mountinfo | tac
@@ -120,6 +140,7 @@ unmount_below() {
 cleanup() {
     local status=$?
     trap - EXIT
+    WORK=${WORK_TOP:-$WORK}
     if [[ -n $WORK && -d $WORK ]]; then
         unmount_below "$WORK"
         if [[ -z $(mounts_below "$WORK") ]]; then

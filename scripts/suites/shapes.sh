@@ -14,6 +14,7 @@ shape_new() {
     SHAPE_NAME=$1
     local top=$WORK/shape
     mkdir -p "$top"/{upper,lower,lower2,upper2,work} "$WORK/u"
+    shape_rich lower lower2 upper2
     # A short path: socket names end at 108 bytes.
     UNION=$WORK/u
     case $1 in
@@ -22,6 +23,16 @@ shape_new() {
         two-rw) FILL=$top/upper2 BRANCHES=("upper=rw" "lower=ro+wh" "upper2=rw") ;;
     esac
     if [[ $FS == native ]]; then FILL=''; fi
+}
+
+# shape_rich DIR...: where branches lie on a poor filesystem, these of the shape do not.
+shape_rich() {
+    local dir
+    if [[ -z $RICH ]]; then return 0; fi
+    for dir in "$@"; do
+        mkdir -p "$RICH/$dir"
+        mount --bind "$RICH/$dir" "$WORK/shape/$dir"
+    done
 }
 
 # shape_up: mounts it.
@@ -51,7 +62,9 @@ shape_remount() {
 shape_down() {
     [[ -d $WORK/shape ]] || return 0
     unmount_below "$WORK/u"
+    unmount_below "$WORK/shape"
     rm -rf --one-file-system "$WORK/shape"
+    if [[ -n $RICH ]]; then rm -rf --one-file-system "$RICH"; fi
 }
 
 # shape_alive: whether the union still answers.

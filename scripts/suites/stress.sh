@@ -22,10 +22,10 @@ stress_case() {
     if [[ $who == user ]]; then
         chown 1000:1000 "$WORK/stress"
         # In a mount namespace of its own /dev/fuse is as udev leaves it on ordinary hosts.
-        mknod -m 666 "$WORK/fuse" c 10 229
+        mknod -m 666 "${WORK_TOP:-$WORK}/fuse" c 10 229
         # shellcheck disable=SC2016
         in=(unshare --mount sh -ec 'mount --bind "$1" /dev/fuse; shift
-            exec setpriv --reuid 1000 --regid 1000 --clear-groups unshare --user --map-root-user --mount "$@"' sh "$WORK/fuse")
+            exec setpriv --reuid 1000 --regid 1000 --clear-groups unshare --user --map-root-user --mount "$@"' sh "${WORK_TOP:-$WORK}/fuse")
     fi
     # Nothing is left running in the namespace: a process that hangs would keep its mount.
     timeout -k 10 1200 "${in[@]}" env "XDG_RUNTIME_DIR=$WORK/stress" "$TOOLS/livestress" --uaufs "$UAUFS" \
@@ -38,5 +38,5 @@ stress_case() {
     fi
     sed "s/^/$who, $2: /" "$WORK/stress.out" | log | grep -E 'changes:|daemon:|errors:' || true
     unmount_below "$WORK/stress"
-    rm -rf "$WORK/stress" "$WORK/fuse"
+    rm -rf "$WORK/stress" "${WORK_TOP:-$WORK}/fuse"
 }

@@ -11,6 +11,10 @@ mod listing;
 mod open_files;
 mod overlayfs_formats;
 mod permissions;
+#[allow(missing_docs, reason = "shared with a program")]
+#[path = "../poor/mod.rs"]
+mod poor;
+mod poor_branches;
 mod rewritten;
 mod set_id;
 mod udba;

@@ -9,6 +9,8 @@ import random
 import shutil
 import stat
 
+import attributes
+
 
 def copy_times(source, target):
     info = os.lstat(source)
@@ -21,7 +23,7 @@ def copy_metadata(source, target):
     os.chown(target, info.st_uid, info.st_gid, follow_symlinks=False)
     if not stat.S_ISLNK(info.st_mode):
         os.chmod(target, stat.S_IMODE(info.st_mode))
-    for name in os.listxattr(source, follow_symlinks=False):
+    for name in attributes.names(source, follow_symlinks=False):
         os.setxattr(target, name, os.getxattr(source, name, follow_symlinks=False), follow_symlinks=False)
 
 

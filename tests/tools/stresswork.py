@@ -14,6 +14,8 @@ import random
 import re
 import time
 
+import attributes
+
 LOWER = 6
 FILES = 12
 # So many of them are written to; the others are read only.
@@ -101,6 +103,7 @@ class Worker:
         self.shared = os.path.join(root, "shared")
         self.made = {}
         self.xattrs = {}
+        self.attributes = attributes.kept(root)
         self.trees = {}
         self.many = set()
         self.links = {}
@@ -228,7 +231,7 @@ class Worker:
 
     def xattr(self):
         name = self.pick(self.made)
-        if name:
+        if name and self.attributes:
             value = self.next_version().encode()
             self.do(os.setxattr, self.path(name), "user.stress", value)
             self.xattrs[name] = value
@@ -387,7 +390,7 @@ class Worker:
             with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as view:
                 time.sleep(self.random.random() / 100)
                 check(name, view[:], first)
-            if name not in self.known:
+            if name not in self.known and self.attributes:
                 check(name + " (xattr)", os.getxattr(fd, "user.origin"), name.encode())
 
     def hold_low(self):
