@@ -9,6 +9,12 @@ pub use rustix::io::Errno;
 /// The result of every operation of the core.
 pub type Result<T> = core::result::Result<T, Errno>;
 
+/// Tries what cannot be taken back a second time if it fails: memory, or a descriptor, may have been
+/// wanting for a moment only.
+pub fn twice<T>(f: impl Fn() -> Result<T>) -> Result<T> {
+    f().or_else(|_| f())
+}
+
 /// The symbolic name of an errno (`"EBUSY"`), as error messages show it in brackets.
 ///
 /// Source: errno(3).

@@ -83,13 +83,13 @@ impl Branch {
         let dir = dir.as_fd();
         match (self.format, whiteout_name(name)) {
             (Format::Aufs, Some(mark)) => self.link_base(dir, &mark),
-            (Format::Aufs, None) => make_null_device(dir, name).map_err(|_| Errno::NAMETOOLONG),
+            (Format::Aufs, None) => match make_null_device(dir, name) {
+                Err(err) if no_devices(err) => Err(Errno::NAMETOOLONG),
+                done => done,
+            },
             (Format::Overlay, mark) => match (make_null_device(dir, name), mark) {
                 (Err(Errno::EXIST), _) if self.has_whiteout(dir, name)? => Ok(()),
-                (
-                    Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL),
-                    Some(mark),
-                ) => self.link_base(dir, &mark),
+                (Err(err), Some(mark)) if no_devices(err) => self.link_base(dir, &mark),
                 (done, _) => done,
             },
         }
@@ -108,7 +108,7 @@ impl Branch {
         let temp = store.temp_name();
         match make_null_device(store.tmp(), &temp) {
             Ok(()) => {}
-            Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL) => {
+            Err(err) if no_devices(err) => {
                 let mark = whiteout_name(name).ok_or(Errno::NAMETOOLONG)?;
                 self.link_base(dir, &mark)?;
                 return rustix::fs::unlinkat(dir, name, AtFlags::empty());
@@ -122,9 +122,16 @@ impl Branch {
     }
 
     /// Makes a 0/0 device, whatever the format: for an exchange with what it is to hide. False =
-    /// not possible here.
-    pub fn make_device(&self, dir: impl AsFd, name: &[u8]) -> bool {
-        make_null_device(dir, name).is_ok()
+    /// devices cannot be made here.
+    ///
+    /// # Errors
+    /// Others than that.
+    pub fn make_device(&self, dir: impl AsFd, name: &[u8]) -> Result<bool> {
+        match make_null_device(dir, name) {
+            Ok(()) => Ok(true),
+            Err(err) if no_devices(err) => Ok(false),
+            Err(err) => Err(err),
+        }
     }
 
     /// Removes the whiteout of `name`, in whichever form it is. No whiteout: fine.
@@ -248,6 +255,14 @@ pub fn count_marks(dir: impl AsFd, format: Format) -> Result<Option<usize>> {
         marks += 1;
     }
     Ok(Some(marks))
+}
+
+/// Does this error of mknod(2) say that there can be no devices here, or not of this user?
+fn no_devices(err: Errno) -> bool {
+    matches!(
+        err,
+        Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL
+    )
 }
 
 pub(crate) fn make_null_device(dir: impl AsFd, name: &[u8]) -> Result<()> {

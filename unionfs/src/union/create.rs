@@ -5,9 +5,10 @@ use super::copyup::{How, file_type};
 use super::spill::says_full;
 use crate::branch::Branch;
 use crate::branch::owners::Owners;
-use crate::errno::{Errno, Result};
+use crate::errno::{Errno, Result, twice};
 use crate::node::index::Found;
 use crate::node::{Home, Index, Layer, LayerList, Layers, Namespace, Node, Place, Present};
+use crate::shown::ShowPath;
 use crate::spec::DirOpaque;
 use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
@@ -225,11 +226,13 @@ impl Union {
             } else if at != name {
                 rustix::fs::renameat(dir, at, dir, name)?;
             }
-            if hidden {
-                branch.remove_whiteout(dir, name)
-            } else {
-                Ok(())
+            match hidden {
+                true if at == name => branch.remove_whiteout(dir, name)?,
+                // It is there, and stays.
+                true => branch.drop_whiteout_of_entry(dir, name),
+                false => {}
             }
+            Ok(())
         };
         finish().inspect_err(|_| undo_new(dir, at, matches!(new, New::Dir)))?;
         Ok(file.map(Arc::new))
@@ -538,11 +541,12 @@ fn replace_device(
     if !is_dir {
         return rustix::fs::renameat(dir, from, dir, to);
     }
-    let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
     rustix::fs::renameat_with(dir, from, dir, to, rustix::fs::RenameFlags::EXCHANGE)?;
-    let temp = store.temp_name();
-    rustix::fs::renameat(dir, from, store.tmp(), &*temp)?;
-    rustix::fs::unlinkat(store.tmp(), &*temp, AtFlags::empty())
+    if let Err(err) = twice(|| rustix::fs::unlinkat(dir, from, AtFlags::empty())) {
+        // It has a name that nobody sees, and the new entry is there.
+        log::warn!("{}: a whiteout was left: {err}", branch.path.shown());
+    }
+    Ok(())
 }
 
 fn link_to(

@@ -248,7 +248,7 @@ impl Union {
         let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
         let marks = count_marks(branch, &open_subdir(dir, name)?)?;
         let temp = store.temp_name();
-        if !branch.make_device(store.trash(), &temp) {
+        if !branch.make_device(store.trash(), &temp)? {
             // No device nodes here: the whiteout is a file beside the name.
             let mark = whiteout_name(name).ok_or(Errno::NAMETOOLONG)?;
             branch.make_whiteout_file(dir, &mark)?;
