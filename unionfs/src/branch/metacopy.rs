@@ -86,6 +86,8 @@ pub fn set_own(file: &Target<'_>) -> Result<()> {
             Err(Errno::PERM | Errno::ACCESS) if prefix.starts_with(b"trusted.") => {}
             Err(err) => return Err(err),
         }
+    }
+    for prefix in NAMESPACES {
         // Means nothing at a file that has its data: of no harm if it stays.
         let _ = file.remove(&[prefix, b"redirect"].concat());
     }

@@ -1,18 +1,19 @@
-//! Times of directories while something is taken from them: `.wh..wh.uaufs/times/<inode>`, each a
-//! symbolic link to birth time, change and access times and path.
+//! Times of directories while something is taken from them, and of files while their own data is
+//! brought in: `.wh..wh.uaufs/times/<inode>`, each a symbolic link to birth time, change and access
+//! times and path.
 //!
-//! Taking an entry away gives a directory a new time, which is then set back. A daemon that is killed
-//! between the two leaves the record, and the next one sets the time back before anybody sees it. (A
-//! symbolic link is made and removed in the order in which the directory changes, on every
-//! filesystem with a journal, without waiting for the disk.)
+//! Both give a new time, which is then set back. A daemon that is killed between the two leaves the
+//! record, and the next one sets the time back before anybody sees it. (A symbolic link is made and
+//! removed in the order in which the directory changes, on every filesystem with a journal, without
+//! waiting for the disk.)
 
 use super::{Branch, Store};
-use crate::errno::{Errno, Result};
+use crate::errno::{Errno, Result, twice};
 use crate::sys::loc::{open_beneath, open_listing};
 use crate::sys::stat::stat_fd;
 use crate::sys::walk::entries;
 use crate::sys::{Loc, RealStat};
-use crate::types::{SetTime, Timestamp};
+use crate::types::{Kind, SetTime, Timestamp};
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, OFlags, readlinkat, symlinkat, unlinkat};
 use std::sync::Arc;
@@ -68,8 +69,19 @@ impl Branch {
         path: Vec<u8>,
         change: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
-        let store = self.store.as_ref().ok_or(Errno::ROFS)?;
         let before = stat_fd(dir)?;
+        let held = self.hold_times(&before, path)?;
+        let done = change();
+        keep_times(dir, &before);
+        // What is left here is replaced by the next record of the directory, or is of no directory.
+        let _ = held.release();
+        done
+    }
+
+    /// Until the result is dropped, the next mount sets the times of this file or directory back if
+    /// the daemon is killed. `path` is from the root of the branch.
+    pub fn hold_times(&self, before: &RealStat, path: Vec<u8>) -> Result<HeldTimes<'_>> {
+        let store = self.store.as_ref().ok_or(Errno::ROFS)?;
         let name = before.ino.to_string();
         let record = Record {
             btime: before.btime,
@@ -79,13 +91,31 @@ impl Branch {
         };
         if let Err(err) = store.hold_times(&name, &record.encode()) {
             // No room for it, perhaps: that is no reason to leave the directory as it is.
-            log::debug!("times of a directory are not recorded: {err}");
+            log::debug!("times are not recorded: {err}");
         }
-        let done = change();
-        keep_times(dir, &before);
-        // What is left here is replaced by the next record of the directory, or is of no directory.
-        let _ = unlinkat(store.times(), name.as_bytes(), AtFlags::empty());
-        done
+        Ok(HeldTimes { store, name })
+    }
+}
+
+/// Times that are to be set back.
+#[must_use]
+#[derive(Debug)]
+pub struct HeldTimes<'a> {
+    store: &'a Store,
+    name: String,
+}
+
+impl HeldTimes<'_> {
+    /// They are set back, and may change again.
+    ///
+    /// # Errors
+    /// Those of removing the record, by which the next mount would set back later ones.
+    pub fn release(&self) -> Result<()> {
+        let name = self.name.as_bytes();
+        match twice(|| unlinkat(self.store.times(), name, AtFlags::empty())) {
+            Err(Errno::NOENT) => Ok(()),
+            other => other,
+        }
     }
 }
 
@@ -105,7 +135,7 @@ impl Store {
 pub(super) fn restore(root: BorrowedFd<'_>, records: &OwnedFd) -> Result<()> {
     for (name, _) in entries(&open_listing(records)?)? {
         if let Err(err) = restore_one(root, records, &name) {
-            log::debug!("times of a directory are not set back: {err}");
+            log::debug!("times are not set back: {err}");
         }
         unlinkat(records, &*name, AtFlags::empty())?;
     }
@@ -120,14 +150,20 @@ fn restore_one(root: BorrowedFd<'_>, records: &OwnedFd, name: &[u8]) -> Result<(
     } else {
         &record.path[..]
     };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let dir = Arc::new(open_beneath(root, path, flags)?);
-    let stat = stat_fd(&dir)?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = Arc::new(open_beneath(root, path, flags)?);
+    let stat = stat_fd(&found)?;
     // It may have gone, and another one have come in its place.
-    if (stat.ino.to_string().as_bytes(), stat.btime) == (name, record.btime) {
-        set_times(&dir, record.mtime, record.atime)?;
+    if (stat.ino.to_string().as_bytes(), stat.btime) != (name, record.btime) {
+        return Ok(());
     }
-    Ok(())
+    match stat.kind() {
+        Kind::Dir => set_times(&found, record.mtime, record.atime),
+        _ => Loc::Fd(found).set_times(
+            Some(SetTime::At(record.atime)),
+            Some(SetTime::At(record.mtime)),
+        ),
+    }
 }
 
 /// Moving things between branches is no change of a directory that users made: its times stay.

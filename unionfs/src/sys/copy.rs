@@ -21,6 +21,13 @@ pub fn copy_data(from: impl AsFd, to: impl AsFd, size: u64, whole: bool) -> Resu
     }
     // The length first: the tail of a sparse file is then a hole without writing.
     rustix::fs::ftruncate(to, size)?;
+    copy_extents(from, to, size)
+}
+
+/// Copies the data among the first `size` bytes of `from` to `to`, which is at least as long and has
+/// no data there.
+pub fn copy_extents(from: impl AsFd, to: impl AsFd, size: u64) -> Result<()> {
+    let (from, to) = (from.as_fd(), to.as_fd());
     let mut at = 0;
     while at < size {
         let (start, end) = match next_extent(from, at, size)? {

@@ -123,14 +123,14 @@ impl Union {
         self.copy_up(node, None).map(drop)
     }
 
-    /// As [`Self::make_writable`]. Was a copy made? Then `cut` is done. Where none was needed it is
-    /// not, but no more data than it leaves need be there.
+    /// As [`Self::make_writable`]. Was `cut` done meanwhile? It is where a copy was made, and where
+    /// data was brought in of which it leaves less.
     pub(super) fn copy_up(&self, node: &Arc<Node>, cut: Option<Cut<'_>>) -> Result<bool> {
         let how = How { cut, outside: true };
         loop {
             let version = self.version();
             if self.branch(node.inode().0)?.writable() {
-                return self.complete_data(node, how).map(|()| false);
+                return self.complete_data(node, how);
             }
             if node.kind == Kind::Dir {
                 let make = |target| self.make_dir_on(node, target);

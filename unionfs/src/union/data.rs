@@ -35,7 +35,17 @@ impl Union {
     /// READ into `buf`; returns the bytes read (short only at the end of the file).
     pub fn read(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let node = self.node(node)?;
-        match read_full(&*self.data_fd(&node)?, buf, offset) {
+        let fd = self.data_fd(&node)?;
+        let buf = if node.has_own_data(self.version()) == Some(false) {
+            // The data below may be longer than what is left of it.
+            let size = self.with_place(&node, |_, loc| Ok(loc.stat()?.size))?;
+            let left = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
+            let len = buf.len().min(left);
+            &mut buf[..len]
+        } else {
+            buf
+        };
+        match read_full(&*fd, buf, offset) {
             Err(Errno::BADF) => read_full(&*self.reopened(&node, OFlags::RDONLY)?, buf, offset),
             other => other,
         }

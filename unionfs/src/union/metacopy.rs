@@ -11,14 +11,14 @@ use super::redirect::LowerDir;
 use crate::branch::Branch;
 use crate::branch::metacopy::{Data, set_own};
 use crate::branch::overlay::Redirect;
-use crate::errno::{Errno, Result};
-use crate::node::Node;
+use crate::errno::{Errno, Result, twice};
+use crate::node::{Node, Place};
 use crate::shown::ShowPath;
 use crate::spec::Format;
-use crate::sys::copy::copy_data;
+use crate::sys::copy::copy_extents;
 use crate::sys::loc::open_beneath;
 use crate::sys::stat::{stat_at, stat_fd};
-use crate::sys::{Loc, xattr};
+use crate::sys::{Loc, RealStat, xattr};
 use crate::types::{Attr, BranchId, Kind, NodeId, SetTime};
 use dashmap::DashMap;
 use rustc_hash::FxBuildHasher;
@@ -245,13 +245,15 @@ impl Union {
     }
 
     /// Brings the data into a file on a writable branch that lacks it, as overlayfs does before a
-    /// change: the mark goes last, and until then the data is that below. The caller holds no
-    /// directory lock.
-    pub(super) fn complete_data(&self, node: &Arc<Node>, how: How<'_>) -> Result<()> {
+    /// change: the mark goes last, and until then the data is that below. Was `how.cut` done with it?
+    /// The caller holds no directory lock.
+    pub(super) fn complete_data(&self, node: &Arc<Node>, how: How<'_>) -> Result<bool> {
         while self.has_data_below(node)? {
             let version = self.version();
             if let Some(_running) = self.copyups.start(node.id) {
-                self.bring_data(node, how)?;
+                if self.bring_data(node, how)? {
+                    return Ok(true);
+                }
             } else {
                 self.apart(how, || self.copyups.wait_for(node.id));
             }
@@ -259,32 +261,130 @@ impl Union {
                 self.refresh(node);
             }
         }
-        Ok(())
+        Ok(false)
     }
 
-    fn bring_data(&self, node: &Arc<Node>, how: How<'_>) -> Result<()> {
-        let found = self.with_place(node, |branch, loc| {
-            if !branch.writable() || !self.lacks_data(node, branch, loc)? {
-                return Ok(None);
-            }
-            let data = self.data_below(node, branch, loc)?;
-            let inode = (branch.id, loc.stat()?.ino);
-            Ok(Some((inode, Arc::new(loc.open(OFlags::RDWR)?), data)))
-        })?;
-        let Some((inode, file, data)) = found else {
-            return Ok(());
+    fn bring_data(&self, node: &Arc<Node>, how: How<'_>) -> Result<bool> {
+        let Some(filling) = self.with_place(node, |b, loc| self.begin_filling(node, b, loc))?
+        else {
+            return Ok(false);
         };
+        let (branch, file) = (&filling.branch, &filling.file);
+        let cut = how.cut.filter(|cut| cut.size < filling.stat.size);
+        let keep = cut.map_or(filling.stat.size, |cut| cut.size);
         let volatile = self.options().volatile;
-        let keep = how.cut.map(|cut| cut.size);
-        self.apart(how, || fill(&file, &data, keep, volatile))?;
+        self.apart(how, || filling.fill(keep, volatile))?;
+        if let Some(cut) = cut {
+            // The file has its new length, and what is left of the data below, in this one step.
+            cut.make(branch, file)?;
+        }
+        match set_own(&xattr::Target::fd(file.as_fd())?) {
+            Ok(()) => {}
+            Err(err) if cut.is_some() => {
+                // What is left is the same below: the next change tries again.
+                log::warn!(
+                    "{}: a file keeps its metacopy mark: {err}",
+                    branch.path.shown()
+                );
+                return Ok(true);
+            }
+            Err(err) => return Err(err),
+        }
         node.note_published();
+        let inode = (branch.id, filling.stat.ino);
         node.note_own_data(inode, self.version(), true);
         self.data_fds.remove((node.id, BELOW));
         self.kept_data.forget(node.id);
         if node.inode() == inode {
-            self.data_fds.insert((node.id, inode.0), file);
+            self.data_fds.insert((node.id, inode.0), filling.file);
         }
-        Ok(())
+        Ok(cut.is_some())
+    }
+
+    fn begin_filling(
+        &self,
+        node: &Arc<Node>,
+        branch: &Arc<Branch>,
+        loc: &Loc,
+    ) -> Result<Option<Filling>> {
+        if !branch.writable() || !self.lacks_data(node, branch, loc)? {
+            return Ok(None);
+        }
+        let home = node.home();
+        let path = match (&home.place, &home.parent) {
+            (Place::Named, Some(parent)) => {
+                let mut path = self.layer_path(parent, branch.id)?;
+                if !path.is_empty() {
+                    path.push(b'/');
+                }
+                path.extend_from_slice(&home.name);
+                Some(path)
+            }
+            _ => None,
+        };
+        Ok(Some(Filling {
+            branch: branch.clone(),
+            stat: loc.stat()?,
+            path,
+            data: self.data_below(node, branch, loc)?,
+            file: Arc::new(loc.open(OFlags::RDWR)?),
+        }))
+    }
+}
+
+/// A file whose data is brought in.
+struct Filling {
+    branch: Arc<Branch>,
+    file: Arc<OwnedFd>,
+    /// As it was.
+    stat: RealStat,
+    /// From the root of the branch, if it has a name there.
+    path: Option<Vec<u8>>,
+    /// The data below.
+    data: Arc<OwnedFd>,
+}
+
+impl Filling {
+    /// Copies the first `keep` bytes of the data into the file. Nothing of that is seen, also if it
+    /// fails or the daemon is killed.
+    fn fill(&self, keep: u64, volatile: bool) -> Result<()> {
+        let loc = Loc::Fd(self.file.clone());
+        let capabilities = match loc.xattrs(|x| x.get(CAPABILITIES)) {
+            Ok(value) => Some(value),
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => None,
+            Err(err) => return Err(err),
+        };
+        let path = self.path.clone();
+        let held = path.map(|path| self.branch.hold_times(&self.stat, path));
+        let held = held.transpose()?;
+        let mut copied = self.copy(keep);
+        if copied.is_ok() && !volatile {
+            copied = rustix::fs::fsync(&*self.file);
+        }
+        if copied.is_err() {
+            empty(&self.file, self.stat.size);
+        }
+        let (atime, mtime) = (self.stat.atime, self.stat.mtime);
+        twice(|| {
+            if let Some(value) = &capabilities {
+                loc.xattrs(|x| x.set(CAPABILITIES, value, 0))?;
+            }
+            loc.set_times(Some(SetTime::At(atime)), Some(SetTime::At(mtime)))
+        })?;
+        let released = held.map_or(Ok(()), |held| held.release());
+        copied.and(released)
+    }
+
+    fn copy(&self, keep: u64) -> Result<()> {
+        // An attempt that failed, or was killed, may have left something.
+        empty(&self.file, self.stat.size);
+        let there = stat_fd(&*self.data)?.size;
+        let whole = keep == there && keep == self.stat.size;
+        if whole && rustix::fs::ioctl_ficlone(&*self.file, &*self.data).is_ok() {
+            return Ok(());
+        }
+        // The data below may be shorter than it should be: the rest reads as zeros, as before.
+        copy_extents(&*self.data, &*self.file, keep.min(there))
     }
 }
 
@@ -307,48 +407,6 @@ fn first_file(dirs: &[LowerDir], name: &[u8]) -> Result<Option<(usize, Loc)>> {
         }
     }
     Ok(None)
-}
-
-/// Copies `data` into the file, of which only `keep` bytes will be needed, and makes it its own.
-fn fill(file: &Arc<OwnedFd>, data: &OwnedFd, keep: Option<u64>, volatile: bool) -> Result<()> {
-    let stat = stat_fd(file)?;
-    let size = keep.unwrap_or(stat.size).min(stat.size);
-    let loc = Loc::Fd(file.clone());
-    let capabilities = match loc.xattrs(|x| x.get(CAPABILITIES)) {
-        Ok(value) => Some(value),
-        Err(Errno::NODATA | Errno::OPNOTSUPP) => None,
-        Err(err) => return Err(err),
-    };
-    if size < stat.size {
-        // Already the new state: the rest will not be needed.
-        rustix::fs::ftruncate(file, size)?;
-    }
-    let copied = copy_into(file, data, size);
-    if copied.is_err() {
-        empty(file, size);
-    }
-    if let Some(value) = capabilities {
-        loc.xattrs(|x| x.set(CAPABILITIES, &value, 0))?;
-    }
-    loc.set_times(Some(SetTime::At(stat.atime)), Some(SetTime::At(stat.mtime)))?;
-    copied?;
-    if !volatile {
-        rustix::fs::fsync(&**file)?;
-    }
-    set_own(&xattr::Target::fd(file.as_fd())?)
-}
-
-fn copy_into(file: &OwnedFd, data: &OwnedFd, size: u64) -> Result<()> {
-    // An attempt that failed, or was killed, may have left something.
-    empty(file, size);
-    let there = stat_fd(data)?.size;
-    let wanted = size.min(there);
-    copy_data(data, file, wanted, wanted == there)?;
-    // The data below was shorter than it should be: the rest reads as zeros, as before.
-    if wanted < size {
-        rustix::fs::ftruncate(file, size)?;
-    }
-    Ok(())
 }
 
 /// Nothing but holes again. Where that cannot be had, what is there is written over.

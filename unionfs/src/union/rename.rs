@@ -253,7 +253,7 @@ impl Union {
         self.make_dir_on(from.dir, branch.id)?;
         if found.top == branch.id {
             // Under another name its data would not be found.
-            return self.complete_data(node, How::default());
+            return self.complete_data(node, How::default()).map(drop);
         }
         if node.kind == Kind::Dir {
             self.check_movable(node)?;
