@@ -12,6 +12,7 @@ use unionfs::types::{SetAttr, Writer};
 /// One operation on a union of `upper` and `lower`.
 struct Case {
     prepare: fn(&Fixture),
+    open: fn(&mut Fixture),
     act: fn(&Fixture) -> Result<()>,
     view: fn(&Fixture) -> String,
 }
@@ -22,7 +23,9 @@ const ASSIGNMENT: &str = "UAUFS_REGRESSIONS_FAULT";
 /// Where the child writes whether the call succeeded, and what the mount shows then.
 const OUTCOME: &str = "outcome";
 
-const CASES: [Case; 3] = [CUT, OVER_ONE, OVER_MANY];
+const CASES: [Case; 8] = [
+    CUT, OVER_ONE, OVER_MANY, COPIED, LINKED, TAKEN, REPLACED, FILLED,
+];
 const CUT: Case = Case {
     prepare: |t| {
         t.put_dir("upper");
@@ -30,6 +33,7 @@ const CUT: Case = Case {
         let file = File::options().write(true).open(t.path("lower/file"));
         file.unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
     },
+    open,
     act: |t| {
         let size = SetAttr {
             size: Some(4),
@@ -44,6 +48,7 @@ const CUT: Case = Case {
 /// A rename over a directory that hides names below.
 const OVER_ONE: Case = Case {
     prepare: |t| hiding(t, 1),
+    open,
     act: |t| t.rename("new", "dir"),
     view: |t| format!("{:?} {:?}", t.names(""), t.names("dir")),
 };
@@ -52,6 +57,86 @@ const OVER_ONE: Case = Case {
 const OVER_MANY: Case = Case {
     prepare: |t| hiding(t, 9),
     ..OVER_ONE
+};
+
+/// One of the names of a lower file is copied up.
+const COPIED: Case = Case {
+    prepare: |t| {
+        t.put_dir("upper");
+        t.put("lower/a", "data");
+        t.put("lower/other", "");
+        t.put_link("lower/a", "lower/b");
+        t.put_link("lower/a", "lower/dir/c");
+    },
+    open,
+    act: |t| t.chmod("a", 0o600).map(drop),
+    view: |t| {
+        let names: [(&str, &str); 5] = [
+            ("", "a"),
+            ("", "b"),
+            ("", "new"),
+            ("", "other"),
+            ("dir", "c"),
+        ];
+        let links = |(dir, name): (&str, &'static str)| {
+            let there = t.names(dir).iter().any(|n| n == name);
+            there.then(|| {
+                let attr = t.attr(&format!("{dir}/{name}"));
+                (name, attr.nlink, attr.mode & 0o777 == 0o600)
+            })
+        };
+        format!(
+            "{:?}",
+            names.into_iter().filter_map(links).collect::<Vec<_>>()
+        )
+    },
+};
+
+/// A name below becomes a link of the copy, and gets another name.
+const LINKED: Case = Case {
+    prepare: |t| {
+        (COPIED.prepare)(t);
+        let mut before = Fixture::at(&t.path(""));
+        open(&mut before);
+        before.chmod("a", 0o600).unwrap();
+    },
+    act: |t| t.rename("b", "new"),
+    ..COPIED
+};
+
+/// A name below is removed.
+const TAKEN: Case = Case {
+    act: |t| t.unlink("dir/c"),
+    ..COPIED
+};
+
+/// A name below is replaced.
+const REPLACED: Case = Case {
+    act: |t| t.rename("other", "b"),
+    ..COPIED
+};
+
+/// A file that overlayfs copied up without its data is cut.
+const FILLED: Case = Case {
+    prepare: |t| {
+        (CUT.prepare)(t);
+        t.put_dir("work");
+        t.put("upper/file", "");
+        let holes = File::options()
+            .write(true)
+            .open(t.path("upper/file"))
+            .unwrap();
+        holes.set_len("something long".len() as u64).unwrap();
+        holes.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        let (name, flags) = ("trusted.overlay.metacopy", rustix::fs::XattrFlags::empty());
+        rustix::fs::fsetxattr(&holes, name, b"", flags).unwrap();
+    },
+    open: |t| {
+        let [upper, lower, work] =
+            ["upper", "lower", "work"].map(|dir| t.path(dir).display().to_string());
+        t.open_as(&format!("lowerdir={lower},upperdir={upper},workdir={work}"));
+    },
+    ..CUT
 };
 
 fn hiding(t: &Fixture, whiteouts: usize) {
@@ -75,7 +160,7 @@ fn child() {
     let (number, dir) = assignment.split_once(' ').unwrap();
     let case = &CASES[number.parse::<usize>().unwrap()];
     let mut t = Fixture::at(dir.as_ref());
-    open(&mut t);
+    (case.open)(&mut t);
     (case.view)(&t);
     mark();
     let done = (case.act)(&t).is_ok();
@@ -91,7 +176,7 @@ fn old_or_new_everywhere(number: usize) {
     let case = &CASES[number];
     let mut quiet = Fixture::new();
     (case.prepare)(&quiet);
-    open(&mut quiet);
+    (case.open)(&mut quiet);
     let old = (case.view)(&quiet);
     (case.act)(&quiet).unwrap();
     let new = (case.view)(&quiet);
@@ -112,7 +197,7 @@ fn old_or_new_everywhere(number: usize) {
                 break;
             };
             let at = format!("{fault:?} at call {n}, {call}");
-            open(&mut t);
+            (case.open)(&mut t);
             let shown = (case.view)(&t);
             if end == End::Killed {
                 assert!(shown == old || shown == new, "{at}: {shown}");
@@ -137,4 +222,16 @@ fn a_lower_file_is_cut_before_its_copy_gets_its_name() {
 fn a_directory_that_is_not_replaced_hides_what_it_hid() {
     old_or_new_everywhere(1);
     old_or_new_everywhere(2);
+}
+
+#[test]
+fn the_links_of_a_file_with_names_below_count_whatever_becomes_of_one() {
+    for number in 3..=6 {
+        old_or_new_everywhere(number);
+    }
+}
+
+#[test]
+fn a_file_without_its_data_is_cut_in_one_step() {
+    old_or_new_everywhere(7);
 }

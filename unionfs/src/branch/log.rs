@@ -4,6 +4,7 @@
 //! and dropped. Losing the tail costs stable inode numbers and exact link counts, never data. A file
 //! is named by [`Source`], which means the same in every mount, whatever the other branches are.
 
+use super::removals::{PART, Parts, Removal};
 use crate::errno::{Errno, Result};
 use crate::types::Timestamp;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -55,13 +56,27 @@ pub enum Record {
         delta: i32,
     },
     /// `source` has this many names in the union. The pseudo-link of its copy tells how many of them
-    /// are links of that: a crash between a link and its record leaves nothing wrong.
+    /// are links of that: a crash between a link and its record leaves nothing wrong. Until there is
+    /// one, what was recorded before holds.
     Names {
         /// The file whose names move to another branch.
         source: Source,
         /// All of them.
         names: i32,
     },
+    /// The head of a [`Removal`].
+    Removes {
+        /// The file that loses a name.
+        source: Source,
+        /// Once it has.
+        delta: i32,
+        /// What the name is before.
+        real: u64,
+        /// How long the rest is, which follows in parts.
+        len: u32,
+    },
+    /// A part of a [`Removal`].
+    Part([u8; PART]),
 }
 
 /// Length of a record (format version 2; those of version 1 had 40 bytes and are dropped).
@@ -75,11 +90,22 @@ impl Record {
             ino: 0,
             btime: Timestamp::default(),
         };
+        let length = |len: u32| Timestamp {
+            sec: len.into(),
+            nsec: 0,
+        };
         let (tag, real, btime, delta, source): (u32, u64, _, i32, _) = match *self {
             Self::Origin { real, origin } => (1, real, origin.btime, 0, origin.source),
             Self::Gone { real } => (2, real, Timestamp::default(), 0, nowhere),
             Self::Links { source, delta } => (3, 0, Timestamp::default(), delta, source),
             Self::Names { source, names } => (4, 0, Timestamp::default(), names, source),
+            Self::Removes {
+                source,
+                delta,
+                real,
+                len,
+            } => (5, real, length(len), delta, source),
+            Self::Part(_) => (6, 0, Timestamp::default(), 0, nowhere),
         };
         let mut out = [0; RECORD_LEN];
         out[4..8].copy_from_slice(&tag.to_le_bytes());
@@ -91,6 +117,9 @@ impl Record {
         out[40..48].copy_from_slice(&source.ino.to_le_bytes());
         out[48..56].copy_from_slice(&source.btime.sec.to_le_bytes());
         out[56..60].copy_from_slice(&source.btime.nsec.to_le_bytes());
+        if let Self::Part(part) = self {
+            out[8..].copy_from_slice(part);
+        }
         let crc = crc32fast::hash(&out[4..]);
         out[..4].copy_from_slice(&crc.to_le_bytes());
         out
@@ -130,6 +159,13 @@ impl Record {
                 source,
                 names: u32_at(28)? as i32,
             },
+            5 => Self::Removes {
+                source,
+                delta: u32_at(28)? as i32,
+                real,
+                len: u32::try_from(btime.sec).ok()?,
+            },
+            6 => Self::Part(raw.get(8..RECORD_LEN)?.try_into().ok()?),
             _ => return None,
         })
     }
@@ -142,8 +178,17 @@ pub struct Recovered {
     pub origins: FxHashMap<u64, Origin>,
     /// Deltas by source.
     pub links: FxHashMap<Source, i32>,
+    /// Sources whose delta is the last word, whatever other branches say: a name was removed on this
+    /// one, and nothing was recorded since.
+    pub last_word: FxHashSet<Source>,
     /// Numbers of names by source, until the pseudo-links make deltas of them.
     pub(super) names: FxHashMap<Source, i32>,
+    /// Removals that may not have happened, and the delta if they have not.
+    removals: FxHashMap<Source, (Removal, Option<i32>)>,
+    /// The one that is being read.
+    parts: Option<Parts>,
+    /// The log holds what it need not, although it is no longer than it must be.
+    outdated: bool,
     /// Pseudo-links found, of inodes that have an origin: the number in its name and the inode
     /// number on the branch.
     pub plinks: Vec<(crate::types::NodeId, u64)>,
@@ -151,6 +196,7 @@ pub struct Recovered {
 
 impl Recovered {
     pub(super) fn replay(&mut self, record: Record) {
+        let parts = self.parts.take();
         match record {
             Record::Origin { real, origin } => {
                 self.origins.insert(real, origin);
@@ -161,29 +207,97 @@ impl Recovered {
             Record::Links { source, delta } => {
                 self.links.insert(source, delta);
                 self.names.remove(&source);
+                self.removals.remove(&source);
+                self.last_word.remove(&source);
             }
             Record::Names { source, names } => {
-                // Without a pseudo-link all of them are links.
-                self.links.insert(source, 0);
                 self.names.insert(source, names);
+                self.outdated = true;
+                // One change of a file's names comes after the other.
+                if self.removals.remove(&source).is_some() {
+                    self.last_word.insert(source);
+                }
+            }
+            Record::Removes {
+                source,
+                delta,
+                real,
+                len,
+            } => self.parts = Some(Parts::begin(source, delta, real, len)),
+            Record::Part(part) => {
+                if let Some(mut parts) = parts {
+                    if parts.add(&part) {
+                        self.replay_removal(parts.finish());
+                    } else {
+                        self.parts = Some(parts);
+                    }
+                }
             }
         }
     }
 
+    fn replay_removal(&mut self, removal: Removal) {
+        let source = removal.source;
+        let before = self.links.insert(source, removal.delta);
+        self.names.remove(&source);
+        self.last_word.remove(&source);
+        self.removals.insert(source, (removal, before));
+    }
+
+    /// Finds out which removals have happened.
+    pub(super) fn settle(
+        &mut self,
+        mut is_done: impl FnMut(&Removal) -> Result<bool>,
+    ) -> Result<()> {
+        for (source, (removal, before)) in std::mem::take(&mut self.removals) {
+            if is_done(&removal)? {
+                self.outdated |= !removal.path.is_empty();
+                self.last_word.insert(source);
+                continue;
+            }
+            self.outdated = true;
+            match before {
+                Some(delta) => self.links.insert(source, delta),
+                None => self.links.remove(&source),
+            };
+        }
+        Ok(())
+    }
+
     /// Forgets deltas of zero, but for these sources, of which another record says something else.
     pub(super) fn drop_zeros(&mut self, but: &FxHashSet<Source>) {
+        let last = &self.last_word;
         self.links
-            .retain(|source, delta| *delta != 0 || but.contains(source));
+            .retain(|source, delta| *delta != 0 || but.contains(source) || last.contains(source));
     }
 
     fn encode(&self) -> Vec<u8> {
         let origins = self.origins.iter();
-        let links = self.links.iter();
-        origins
-            .map(|(&real, &origin)| Record::Origin { real, origin })
-            .chain(links.map(|(&source, &delta)| Record::Links { source, delta }))
-            .flat_map(|record| record.encode())
-            .collect()
+        let origins = origins.map(|(&real, &origin)| Record::Origin { real, origin });
+        let mut raw: Vec<u8> = origins.flat_map(|record| record.encode()).collect();
+        for (&source, &delta) in &self.links {
+            self.encode_links(source, delta, &mut raw);
+        }
+        let names = self.names.iter();
+        let names = names.map(|(&source, &names)| Record::Names { source, names });
+        raw.extend(names.flat_map(|record| record.encode()));
+        raw
+    }
+
+    fn encode_links(&self, source: Source, delta: i32, raw: &mut Vec<u8>) {
+        let links = |delta| Record::Links { source, delta }.encode();
+        match self.removals.get(&source) {
+            Some((removal, before)) => {
+                if let Some(delta) = *before {
+                    raw.extend_from_slice(&links(delta));
+                }
+                raw.extend_from_slice(&removal.encode());
+            }
+            None if self.last_word.contains(&source) => {
+                raw.extend_from_slice(&Removal::done(source, delta).encode());
+            }
+            None => raw.extend_from_slice(&links(delta)),
+        }
     }
 }
 
@@ -246,7 +360,7 @@ fn replay_all(log: impl AsFd, recovered: &mut Recovered) -> Result<bool> {
 /// The log for appending: written anew, unless it holds nothing that is superseded.
 pub(super) fn compact(dir: &OwnedFd, log: OwnedFd, recovered: &Recovered) -> Result<File> {
     let raw = recovered.encode();
-    if rustix::fs::fstat(&log)?.st_size as usize == raw.len() {
+    if !recovered.outdated && rustix::fs::fstat(&log)?.st_size as usize == raw.len() {
         return Ok(log.into());
     }
     let flags = FLAGS | OFlags::TRUNC;
@@ -280,6 +394,13 @@ mod tests {
             Record::Gone { real: u64::MAX },
             Record::Links { source, delta: -2 },
             Record::Names { source, names: 3 },
+            Record::Removes {
+                source,
+                delta: -1,
+                real: 5,
+                len: 300,
+            },
+            Record::Part([7; PART]),
         ];
         for record in all {
             let raw = record.encode();
@@ -288,6 +409,48 @@ mod tests {
             let mut bad = raw;
             bad[20] ^= 1;
             assert_eq!(Record::decode(&bad), None);
+        }
+    }
+
+    #[test]
+    fn what_was_recorded_before_holds_until_a_change_has_happened() {
+        let source = Source {
+            fs: 1,
+            ino: 7,
+            btime: Timestamp::default(),
+        };
+        let removal = Removal {
+            source,
+            delta: -2,
+            real: 0,
+            dir: (5, Timestamp::default()),
+            path: b"d/name".to_vec(),
+        };
+        let read = |raw: &[u8], done| {
+            let mut recovered = Recovered::default();
+            for record in raw.chunks(RECORD_LEN) {
+                recovered.replay(Record::decode(record).unwrap());
+            }
+            recovered.settle(|_| Ok(done)).unwrap();
+            recovered
+        };
+        let links = Record::Links { source, delta: -1 }.encode().to_vec();
+        let names = Record::Names { source, names: 4 }.encode().to_vec();
+        let announced = [&links[..], &removal.encode()].concat();
+        for (raw, done, delta, last) in [
+            ([&links[..], &names].concat(), true, -1, false),
+            (announced.clone(), false, -1, false),
+            (announced.clone(), true, -2, true),
+            ([&announced[..], &names].concat(), true, -2, true),
+            ([&announced[..], &links].concat(), true, -1, false),
+        ] {
+            let read_once = read(&raw, done);
+            assert_eq!(read_once.links.get(&source), Some(&delta));
+            assert_eq!(read_once.last_word.contains(&source), last);
+            // And again, after it was written anew.
+            let again = read(&read_once.encode(), true);
+            assert_eq!(again.links.get(&source), Some(&delta));
+            assert_eq!(again.last_word.contains(&source), last);
         }
     }
 }

@@ -17,6 +17,7 @@ pub mod open;
 pub mod overlay;
 pub mod owners;
 pub mod plinks;
+pub mod removals;
 pub mod store;
 pub mod times;
 

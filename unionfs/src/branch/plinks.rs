@@ -7,7 +7,7 @@
 
 use super::Store;
 use super::log::{Origin, RECORD_LEN, Record, Recovered};
-use crate::errno::{Errno, Result};
+use crate::errno::{Errno, Result, twice};
 use crate::sys::stat::stat_at;
 use crate::sys::{Name, RealStat};
 use crate::types::{Kind, NodeId};
@@ -43,12 +43,27 @@ impl Store {
         self.write_record(self.link_books(), book_name(real).as_bytes(), &raw, durable)?;
         let name = plink_name(node, real);
         rustix::fs::linkat(self.tmp(), temp, self.plinks(), &*name, AtFlags::empty())
+            .inspect_err(|_| self.remove_book(real))
     }
 
-    /// Removes a pseudo-link. A leftover is found at the next mount; it never shows.
-    pub fn remove_plink(&self, node: NodeId, real: u64) {
+    /// Removes a pseudo-link. True if it is gone. One that is not keeps its record, and with it its
+    /// meaning; it never shows.
+    pub fn remove_plink(&self, node: NodeId, real: u64) -> bool {
         let name = plink_name(node, real);
-        let _ = rustix::fs::unlinkat(self.plinks(), &*name, AtFlags::empty());
+        match twice(|| rustix::fs::unlinkat(self.plinks(), &*name, AtFlags::empty())) {
+            Ok(()) | Err(Errno::NOENT) => {
+                self.remove_book(real);
+                true
+            }
+            Err(err) => {
+                log::warn!("a pseudo-link cannot be removed: {err}");
+                false
+            }
+        }
+    }
+
+    /// One that is left means nothing, and the next mount removes it.
+    fn remove_book(&self, real: u64) {
         let book = book_name(real);
         let _ = rustix::fs::unlinkat(self.link_books(), book.as_bytes(), AtFlags::empty());
     }
@@ -88,6 +103,8 @@ pub(super) fn read(plinks: &OwnedFd, books: &OwnedFd, recovered: &mut Recovered)
             recovered.plinks.push((named, real));
         }
     }
+    // Without a pseudo-link nothing has moved yet.
+    recovered.names.clear();
     recovered.drop_zeros(&booked);
     remove_other_books(books, &kept)
 }

@@ -20,6 +20,7 @@
 use super::lacks::Lacks;
 use super::log::{RECORD_LEN, Record, Recovered};
 use super::marks::create_mark;
+use super::removals::Removal;
 use crate::errno::{Errno, Result};
 use crate::spec::Format;
 use crate::sys::{Name, creds};
@@ -51,11 +52,51 @@ pub struct Store {
     links: OwnedFd,
     base_dir: OwnedFd,
     /// Guards appends to the log; a leaf lock, held over one small write.
-    log: Mutex<std::fs::File>,
+    log: Mutex<Log>,
     serial: AtomicU64,
     lacks: Lacks,
     /// Keep the flocks until the branch is closed: of the books and of the branch itself.
     _locks: (OwnedFd, Option<OwnedFd>),
+}
+
+/// The open log, and records that could not be written to it.
+#[derive(Debug)]
+struct Log {
+    file: std::fs::File,
+    owed: Vec<u8>,
+}
+
+impl Log {
+    /// What it says, with what is owed.
+    fn replay(&self) -> Result<Recovered> {
+        let mut recovered = super::log::replay(&self.file)?;
+        let owed = self.owed.chunks_exact(RECORD_LEN);
+        for record in owed.filter_map(Record::decode) {
+            recovered.replay(record);
+        }
+        Ok(recovered)
+    }
+
+    /// Appends records, after those that are owed. After an error nothing was.
+    fn append(&mut self, raw: &[u8]) -> Result<()> {
+        let owed = std::mem::take(&mut self.owed);
+        let written = if owed.is_empty() {
+            self.file.write_all(raw)
+        } else {
+            self.file.write_all(&[&owed, raw].concat())
+        };
+        written.map_err(|e| {
+            self.owed = owed;
+            // A part of a record would misalign everything that follows.
+            if let Ok(meta) = self.file.metadata() {
+                let whole = meta.len() / RECORD_LEN as u64 * RECORD_LEN as u64;
+                if let Err(err) = self.file.set_len(whole) {
+                    log::error!("cannot repair the log: {err}");
+                }
+            }
+            Errno::from_io_error(&e).unwrap_or(Errno::IO)
+        })
+    }
 }
 
 /// Temporary names start elsewhere on each mount, so that one left behind by a crash in a directory
@@ -149,6 +190,7 @@ impl Store {
         super::times::restore(root, &times)?;
         let links = make_dir(&dir, b"links", 0o700)?;
         let (old_log, mut recovered) = super::log::read(&dir)?;
+        recovered.settle(|removal| removal.is_done(root))?;
         super::plinks::read(&plinks, &links, &mut recovered)?;
         let log = super::log::compact(&dir, old_log, &recovered)?;
         let store = Self {
@@ -160,7 +202,10 @@ impl Store {
             times,
             links,
             base_dir,
-            log: Mutex::new(log),
+            log: Mutex::new(Log {
+                file: log,
+                owed: Vec::new(),
+            }),
             serial: AtomicU64::new(first_serial()),
             lacks,
             _locks: (lock, root_lock),
@@ -170,7 +215,9 @@ impl Store {
 
     /// What the books say now. Nobody may change them meanwhile.
     pub fn replay(&self) -> Result<Recovered> {
-        let mut recovered = super::log::replay(&*self.log.lock())?;
+        let mut recovered = self.log.lock().replay()?;
+        // No change is under way.
+        recovered.settle(|_| Ok(true))?;
         super::plinks::read(&self.plinks, &self.links, &mut recovered)?;
         Ok(recovered)
     }
@@ -232,18 +279,23 @@ impl Store {
 
     /// Appends a record to the log.
     pub fn record(&self, record: Record) -> Result<()> {
+        self.log.lock().append(&record.encode())
+    }
+
+    /// Appends a record of what has happened. If it cannot be written, it is with the next one, or at
+    /// the end of the mount.
+    pub fn record_at_last(&self, record: Record) {
         let raw = record.encode();
         let mut log = self.log.lock();
-        log.write_all(&raw).map_err(|e| {
-            // A part of a record would misalign everything that follows.
-            if let Ok(meta) = log.metadata() {
-                let whole = meta.len() / RECORD_LEN as u64 * RECORD_LEN as u64;
-                if let Err(err) = log.set_len(whole) {
-                    log::error!("cannot repair the log: {err}");
-                }
-            }
-            Errno::from_io_error(&e).unwrap_or(Errno::IO)
-        })
+        if let Err(err) = log.append(&raw) {
+            log::warn!("the log of a branch cannot be written now: {err}");
+            log.owed.extend_from_slice(&raw);
+        }
+    }
+
+    /// Says in the log that a name is about to go.
+    pub fn record_removal(&self, removal: &Removal) -> Result<()> {
+        self.log.lock().append(&removal.encode())
     }
 
     /// The directory of the recorded redirects.
@@ -309,7 +361,11 @@ impl Store {
 
     /// Makes the log durable.
     pub fn sync(&self) -> Result<()> {
-        rustix::fs::fdatasync(&*self.log.lock())
+        let mut log = self.log.lock();
+        if !log.owed.is_empty() {
+            log.append(&[])?;
+        }
+        rustix::fs::fdatasync(&log.file)
     }
 }
 

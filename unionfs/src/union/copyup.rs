@@ -96,6 +96,12 @@ pub(super) struct Copy<'a> {
     pub(super) published: bool,
 }
 
+/// A pseudo-link that has been made, and how many names lead to it besides links.
+struct Joined {
+    plink: Plink,
+    delta: i32,
+}
+
 impl Copy<'_> {
     pub(super) fn loc(&self) -> Loc {
         Loc::at(self.store.tmp().clone(), &self.temp)
@@ -353,23 +359,18 @@ impl Union {
         } else {
             Some(self.remember_origin(node, target, copy, lower)?)
         };
-        let old_delta = self.links.delta(node.id);
-        if let Some(origin) = origin.filter(|_| linked) {
-            let delta = self.links.nlink(node, lower) as i32 - 1;
-            self.set_delta(node, target, origin.source, delta);
-            self.add_plink(node, target, copy, origin, delta)?;
-        }
+        let counting = linked.then(|| self.links.counting(&[node.id]));
+        let joined = match origin.filter(|_| linked) {
+            Some(origin) => Some(self.begin_plink(node, target, lower, copy, origin, true)?),
+            None => None,
+        };
         let placed = with_write_permission(&dir, || {
             rename_new(copy.store.tmp(), &copy.temp, &dir, &home.name)
         });
         if let Err(err) = placed {
             self.inos.forget_real(target.dev, copy.stat.ino);
-            if let Some(origin) = origin.filter(|_| linked) {
-                self.remove_plink(node, target, copy.stat.ino);
-                self.set_delta(node, target, origin.source, old_delta);
-                if let Some(old) = old_plink {
-                    self.links.add_plink(node.id, old);
-                }
+            if joined.is_some() {
+                copy.store.remove_plink(node.id, copy.stat.ino);
             }
             if err == Errno::EXIST {
                 // Somebody put a file there behind the union's back: it is not replaced.
@@ -381,6 +382,10 @@ impl Union {
         copy.published = true;
         keep_times(&dir, &before);
         self.moved_to(node, target, copy, Place::Named);
+        if let Some(joined) = joined {
+            self.finish_plink(node, target, joined);
+        }
+        drop(counting);
         self.leave_plink(node, old_plink);
         if let Some(index) = &mut ns.index
             && let Found::Present(old) = index.get(&home.name)
@@ -407,9 +412,11 @@ impl Union {
         let several = lower.nlink > 1 || old_plink.is_some();
         if several && names > 0 && joined {
             let origin = self.remember_origin(node, target, copy, lower)?;
-            self.set_delta(node, target, origin.source, names);
-            self.add_plink(node, target, copy, origin, names)?;
+            let counting = self.links.counting(&[node.id]);
+            let made = self.begin_plink(node, target, lower, copy, origin, false)?;
             self.moved_to(node, target, copy, Place::Plink);
+            self.finish_plink(node, target, made);
+            drop(counting);
             self.leave_plink(node, old_plink);
             return Ok(());
         }
@@ -457,15 +464,65 @@ impl Union {
             btime: copy.stat.btime,
         };
         let real = copy.stat.ino;
-        self.inos.set_origin(target.dev, real, origin, node.id);
         // A directory that is seen at two places has a number for each: the next mount gives others.
         if !(node.kind == Kind::Dir && crate::ino::is_dynamic(node.id)) {
             copy.store.record(Record::Origin { real, origin })?;
         }
+        self.inos.set_origin(target.dev, real, origin, node.id);
         Ok(origin)
     }
 
+    /// Makes the pseudo-link of a copy. Until [`Self::finish_plink`] all is as before; the log says how
+    /// many names there are, which a link more does not change. After an error nothing was done. The
+    /// links of the node are being counted. `named`: the copy gets a name, too.
+    fn begin_plink(
+        &self,
+        node: &Node,
+        target: &Branch,
+        lower: &RealStat,
+        copy: &Copy<'_>,
+        origin: Origin,
+        named: bool,
+    ) -> Result<Joined> {
+        let source = origin.source;
+        let names = self.links.nlink(node, lower) as i32;
+        let delta = names - i32::from(named);
+        let begin = || {
+            let stack = self.stack();
+            let writable = stack.branches().iter().filter(|b| b.store.is_some());
+            if writable.count() > 1 {
+                // Where the log of another branch has the last word it has it no longer.
+                self.record_delta(target, source, self.links.delta(node.id));
+            }
+            copy.store.record(Record::Names { source, names })?;
+            self.make_plink(node, copy, origin, delta)
+        };
+        begin().inspect_err(|_| {
+            self.inos.forget_real(target.dev, copy.stat.ino);
+        })?;
+        let plink = Plink {
+            branch: target.id,
+            real: copy.stat.ino,
+            source,
+        };
+        Ok(Joined { plink, delta })
+    }
+
+    /// The copy has taken the file's place.
+    fn finish_plink(&self, node: &Node, target: &Branch, joined: Joined) {
+        self.links.add_plink(node.id, joined.plink);
+        self.set_delta(node, target, joined.plink.source, joined.delta);
+    }
+
     /// `delta`: see [`Store::add_plink`].
+    fn make_plink(&self, node: &Node, copy: &Copy<'_>, origin: Origin, delta: i32) -> Result<()> {
+        let durable = !self.options().volatile;
+        let copied = (&*copy.temp, copy.stat.ino);
+        copy.store
+            .add_plink(copied, node.id, origin, delta, durable)
+    }
+
+    /// Makes the pseudo-link of a copy, which leads to it from now on.
     pub(super) fn add_plink(
         &self,
         node: &Node,
@@ -474,15 +531,11 @@ impl Union {
         origin: Origin,
         delta: i32,
     ) -> Result<()> {
-        let (real, source) = (copy.stat.ino, origin.source);
-        let durable = !self.options().volatile;
-        copy.store
-            .add_plink((&copy.temp, real), node.id, origin, delta, durable)?;
-        let branch = target.id;
+        self.make_plink(node, copy, origin, delta)?;
         let plink = Plink {
-            branch,
-            real,
-            source,
+            branch: target.id,
+            real: copy.stat.ino,
+            source: origin.source,
         };
         self.links.add_plink(node.id, plink);
         Ok(())
@@ -498,12 +551,14 @@ impl Union {
         }
     }
 
-    /// Drops the pseudo-link of a node.
-    pub(super) fn remove_plink(&self, node: &Node, branch: &Branch, real: u64) {
-        if let Some(store) = &branch.store {
-            store.remove_plink(node.id, real);
+    /// Drops the pseudo-link of a node. False = it is still there.
+    pub(super) fn remove_plink(&self, node: &Node, branch: &Branch, real: u64) -> bool {
+        let store = branch.store.as_ref();
+        let gone = store.is_none_or(|store| store.remove_plink(node.id, real));
+        if gone {
+            self.links.remove_plink(node.id);
         }
-        self.links.remove_plink(node.id);
+        gone
     }
 
     /// Sets and records how many names a node has beyond the links of its file.

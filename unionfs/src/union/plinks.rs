@@ -54,8 +54,9 @@ impl Union {
         if stat.nlink < 2 || self.links.delta(node) > 0 || reached_by_it {
             return Err(Errno::BUSY);
         }
-        store.remove_plink(node, plink.real);
-        self.links.remove_plink(node);
+        if store.remove_plink(node, plink.real) {
+            self.links.remove_plink(node);
+        }
         Ok(())
     }
 }

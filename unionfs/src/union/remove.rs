@@ -7,6 +7,7 @@ use super::namespace::Need;
 use crate::branch::Branch;
 use crate::branch::log::{Record, Source};
 use crate::branch::plinks::plink_name;
+use crate::branch::removals::Removal;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
 use crate::node::{Namespace, Node, Place, Present};
@@ -70,11 +71,18 @@ impl Union {
         let node = self.known_file(parent, name, found, &stat);
         let leaving = self.before_removal(node.as_ref(), (parent, name), &[parent.id])?;
         let counting = self.counting_links(&stat);
-        remove_file(target, &dir, name, physical, whiteout)?;
+        let place = (&**target, &*dir);
+        let leaves =
+            self.announce_removal(node.as_ref(), (parent, name), place, &stat, physical)?;
+        remove_file(target, &dir, name, physical, whiteout).inspect_err(|_| {
+            if let Some(source) = leaves {
+                self.withdraw_removal(target, source, Some(&stat));
+            }
+        })?;
         if let Some(node) = &node {
             unname(node, leaving);
         }
-        self.count_removal(node.as_ref(), target, &stat, physical);
+        self.count_removal(node.as_ref(), target, &stat, physical, leaves);
         drop(counting);
         if let Some(index) = &mut ns.index {
             let hidden = whiteout || self.hidden_below(parent, target.id, name);
@@ -86,16 +94,72 @@ impl Union {
 
     /// Held from the removal of a name until it is counted, if the file has others.
     pub(super) fn counting_links(&self, stat: &RealStat) -> Option<Counting<'_>> {
-        (stat.nlink > 1).then(|| self.links.counting(&[self.inos.number(stat)]))
+        let id = self.inos.number(stat);
+        let several = stat.nlink > 1 || self.links.plink(id).is_some();
+        several.then(|| self.links.counting(&[id]))
     }
 
-    /// Keeps the link counts right after a name of the file was removed.
+    /// Says in the log of `target` that a name is about to go whose file has others, if the links of
+    /// the file do not tell. Answers which file it is.
+    pub(super) fn announce_removal(
+        &self,
+        node: Option<&Arc<Node>>,
+        (parent, name): (&Arc<Node>, &[u8]),
+        (target, dir): (&Branch, &OwnedFd),
+        stat: &RealStat,
+        physical: bool,
+    ) -> Result<Option<Source>> {
+        let id = self.inos.number(stat);
+        let alone = node.is_some_and(|n| n.id != id && !physical);
+        let elsewhere = self.is_elsewhere(id, target, stat);
+        let counts = !physical && stat.nlink > 1 || elsewhere;
+        let Some(store) = target.store.as_ref().filter(|_| counts && !alone) else {
+            return Ok(None);
+        };
+        let mut path = self.layer_path(parent, target.id)?;
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name);
+        let (source, dir) = (self.inos.source(stat), stat_fd(dir)?);
+        store.record_removal(&Removal {
+            source,
+            delta: self.links.delta(id) - 1,
+            real: if physical { stat.ino } else { 0 },
+            dir: (dir.ino, dir.btime),
+            path,
+        })?;
+        Ok(Some(source))
+    }
+
+    /// The name was not removed.
+    pub(super) fn withdraw_removal(
+        &self,
+        target: &Branch,
+        source: Source,
+        stat: Option<&RealStat>,
+    ) {
+        if let (Some(store), Some(stat)) = (&target.store, stat) {
+            let delta = self.links.delta(self.inos.number(stat));
+            store.record_at_last(Record::Links { source, delta });
+        }
+    }
+
+    /// Is this a link of an older file, from which a copy on a higher branch was made?
+    fn is_elsewhere(&self, id: NodeId, target: &Branch, stat: &RealStat) -> bool {
+        let plink = self.links.plink(id);
+        plink.is_some_and(|p| (p.branch, p.real) != (target.id, stat.ino))
+    }
+
+    /// Keeps the link counts right after a name of the file was removed. `announced`: as it was in
+    /// the log of `target` before.
     pub(super) fn count_removal(
         &self,
         node: Option<&Arc<Node>>,
         target: &Arc<Branch>,
         stat: &RealStat,
         physical: bool,
+        announced: Option<Source>,
     ) {
         let id = self.inos.number(stat);
         if let Some(node) = node.filter(|n| n.id != id && !physical) {
@@ -105,16 +169,17 @@ impl Union {
             return;
         }
         let plink = self.links.plink(id);
-        // It was a link of an older file, from which a copy on a higher branch was made.
-        let elsewhere = plink.is_some_and(|p| (p.branch, p.real) != (target.id, stat.ino));
+        let elsewhere = self.is_elsewhere(id, target, stat);
         if !physical || elsewhere {
             // It was no link of the file that holds the data (or is one still, only hidden).
             let delta = self.links.change_delta(id, -1);
-            if stat.nlink > 1 || elsewhere {
+            if let Some(source) = announced {
                 // Where the data is: with the pseudo-link the count is found again.
                 let holder = plink.and_then(|p| self.branch(p.branch).ok());
-                let holder = holder.as_ref().unwrap_or(target);
-                self.record_delta(holder, self.inos.source(stat), delta);
+                match holder.filter(|holder| holder.id != target.id) {
+                    Some(holder) => self.record_delta(&holder, source, delta),
+                    None => self.void_others(target, source),
+                }
             }
             if node.is_some() && !elsewhere && stat.nlink as i32 + delta <= 0 {
                 self.links.mark_unnamed(id);
@@ -131,21 +196,25 @@ impl Union {
     /// Records a delta on `branch`. What another writable branch may have recorded of the same file
     /// is void.
     pub(super) fn record_delta(&self, branch: &Branch, source: Source, delta: i32) {
+        if let Some(store) = &branch.store {
+            store.record_at_last(Record::Links { source, delta });
+        }
+        self.void_others(branch, source);
+    }
+
+    /// What other writable branches may have recorded of a file is void.
+    fn void_others(&self, branch: &Branch, source: Source) {
         let stack = self.stack();
-        for other in stack.branches() {
-            let Some(store) = &other.store else { continue };
-            let delta = if other.id == branch.id { delta } else { 0 };
-            if let Err(err) = store.record(Record::Links { source, delta }) {
-                log::warn!("{}: cannot record a link count: {err}", other.path.shown());
+        for other in stack.branches().iter().filter(|b| b.id != branch.id) {
+            if let Some(store) = &other.store {
+                store.record_at_last(Record::Links { source, delta: 0 });
             }
         }
     }
 
     pub(super) fn record_gone(&self, branch: &Branch, real: u64) {
-        if let Some(store) = &branch.store
-            && let Err(err) = store.record(Record::Gone { real })
-        {
-            log::warn!("{}: cannot record a removal: {err}", branch.path.shown());
+        if let Some(store) = &branch.store {
+            store.record_at_last(Record::Gone { real });
         }
     }
 
@@ -162,7 +231,9 @@ impl Union {
         {
             node.update_home(|h| (h.linked, h.place) = (false, Place::Pinned(fd)));
         }
-        self.remove_plink(node, &holder, plink.real);
+        if !self.remove_plink(node, &holder, plink.real) {
+            return;
+        }
         self.set_delta(node, &holder, plink.source, 0);
         if self.inos.drop_origin(stat.dev, stat.ino, stat.btime) {
             self.record_gone(&holder, stat.ino);

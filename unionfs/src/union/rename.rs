@@ -13,6 +13,7 @@ use super::names::{Leaving, unname};
 use super::namespace::Need;
 use super::redirect::Lower;
 use crate::branch::Branch;
+use crate::branch::log::Record;
 use crate::branch::plinks::plink_name;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
@@ -300,15 +301,17 @@ impl Union {
         let dir = self.dir_fd_on(at.dir, branch.id)?;
         let plink = self.links.plink(node.id).ok_or(Errno::STALE)?;
         let real = node.inode().1;
-        rustix::fs::linkat(
-            store.plinks(),
-            &*plink_name(node.id, real),
-            &dir,
-            at.name,
-            AtFlags::empty(),
-        )?;
-        let delta = self.links.delta(node.id) - 1;
-        self.set_delta(node, branch, plink.source, delta);
+        let link = plink_name(node.id, real);
+        {
+            let _counting = self.links.counting(&[node.id]);
+            let (source, delta) = (plink.source, self.links.delta(node.id));
+            // Before the link: with it, the count of links tells how many names are none.
+            let names = self.links.nlink(node, &stat_at(store.plinks(), &link)?) as i32;
+            store.record(Record::Names { source, names })?;
+            rustix::fs::linkat(store.plinks(), &*link, &dir, at.name, AtFlags::empty())
+                .inspect_err(|_| store.record_at_last(Record::Links { source, delta }))?;
+            self.set_delta(node, branch, source, delta - 1);
+        }
         node.update_home(|h| {
             (h.parent, h.name) = (Some(at.dir.clone()), Name::from_slice(at.name));
             (h.linked, h.place) = (true, Place::Named);
@@ -403,6 +406,19 @@ impl Union {
         let physical = dest.is_some_and(|d| d.top == branch.id);
         let counted = victim_stat.as_ref().filter(|s| s.kind() != Kind::Dir);
         let counting = counted.and_then(|stat| self.counting_links(stat));
+        let leaves = match counted {
+            Some(stat) => {
+                let victim = victim.filter(|v| v.kind != Kind::Dir);
+                self.announce_removal(
+                    victim,
+                    (to.dir, to.name),
+                    (&**branch, &*to_fd),
+                    stat,
+                    physical,
+                )?
+            }
+            None => None,
+        };
         let moved = self.move_on_branch(
             branch,
             &Move {
@@ -417,6 +433,9 @@ impl Union {
             },
         );
         if let Err(err) = moved {
+            if let Some(source) = leaves {
+                self.withdraw_removal(branch, source, counted);
+            }
             if let Some(ns) = &mut victim_ns {
                 // The directory may have lost its marks, and have got one beside it.
                 (ns.index, dirs.target().index) = (None, None);
@@ -432,7 +451,7 @@ impl Union {
         match (&victim_stat, victim.map(|v| v.kind)) {
             (Some(stat), Some(Kind::Dir)) if physical => self.forget_dir(branch, stat),
             (Some(stat), Some(kind)) if kind != Kind::Dir => {
-                self.count_removal(victim, branch, stat, physical);
+                self.count_removal(victim, branch, stat, physical, leaves);
             }
             _ => {}
         }

@@ -158,6 +158,13 @@ pub(super) fn learn(opened: &[(Arc<Branch>, Recovered)], inos: &InoMap, links: &
     for (branch, recovered) in opened {
         recover(branch, recovered, inos, links);
     }
+    for (_, recovered) in opened {
+        for source in &recovered.last_word {
+            if let Some(node) = inos.node_of(source) {
+                links.set_delta(node, recovered.links.get(source).copied().unwrap_or(0));
+            }
+        }
+    }
 }
 
 /// Each writable branch remembers what it was mounted with.

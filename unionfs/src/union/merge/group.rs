@@ -7,6 +7,7 @@
 
 use super::raw::Times;
 use super::{Outcome, Reason, Way};
+use crate::branch::Store;
 use crate::branch::log::{Origin, Record};
 use crate::branch::plinks::plink_name;
 use crate::errno::{Errno, Result};
@@ -308,10 +309,16 @@ impl Union {
             (parent, lower, name),
             (store.plinks(), &link),
             Some(node.id),
-        )?;
-        // From here on links that are made and removed count again.
+        )
+        .inspect_err(|_| self.count_again(store, node, plink))?;
+        self.count_again(store, node, plink);
+        Ok(())
+    }
+
+    /// From here on links that are made and removed count again.
+    fn count_again(&self, store: &Store, node: &Node, plink: Plink) {
         let (source, delta) = (plink.source, self.links.delta(node.id));
-        store.record(Record::Links { source, delta })
+        store.record_at_last(Record::Links { source, delta });
     }
 
     /// The upper branch has no name of the file any more.
