@@ -78,6 +78,11 @@ impl Branches {
         self.dir.join("work")
     }
 
+    /// The bookkeeping of a branch in AUFS's form.
+    pub fn books(&self, number: usize) -> PathBuf {
+        self.branch(number).join(".wh..wh.uaufs")
+    }
+
     pub fn mountpoint(&self) -> PathBuf {
         self.dir.join("m")
     }
@@ -143,6 +148,34 @@ impl Branches {
             tracer: None,
             at,
         })
+    }
+
+    /// Mounts while the daemon is followed by a plan, and takes it off again.
+    pub fn mount_traced(&self, plan: &Arc<Plan>) -> Result<()> {
+        let (at, plain) = (self.mountpoint(), self.device()?);
+        let (mut command, followed) = (self.mount_command(), Arc::clone(plan));
+        plan.begin();
+        let daemon = std::thread::spawn(move || trace::run(&mut command, &followed));
+        let start = Instant::now();
+        // A daemon that was killed leaves a mount that answers an error.
+        while fs::metadata(&at).is_ok_and(|m| m.dev() == plain) && !daemon.is_finished() {
+            ensure!(start.elapsed() < PATIENCE, "it does not come up");
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        plan.settle();
+        plan.end();
+        // It may not have come so far.
+        let _ = sys::umount(&c_path(&at)?, libc::MNT_DETACH);
+        match daemon.join() {
+            Ok(end) => end.map(drop),
+            Err(_) => bail!("the tracer has ended early"),
+        }
+    }
+
+    /// The same branches in another form.
+    pub fn converted(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self
     }
 
     /// Everything that a union shows.
@@ -247,7 +280,7 @@ impl Branches {
         for number in 0..self.mode.writable {
             let home = match self.mode.marks {
                 Marks::Overlay => self.workdir().join("uaufs"),
-                Marks::Aufs => self.branch(number).join(".wh..wh.uaufs"),
+                Marks::Aufs => self.books(number),
             };
             for dir in dirs {
                 let entries = fs::read_dir(home.join(dir)).into_iter().flatten().flatten();
@@ -273,7 +306,7 @@ impl Branches {
                 return Ok(());
             }
             ensure!(
-                start.elapsed() < Duration::from_secs(1),
+                start.elapsed() < Duration::from_secs(5),
                 "left over: {left:?}"
             );
             std::thread::sleep(Duration::from_millis(2));
@@ -299,7 +332,16 @@ impl Union {
         done
     }
 
-    /// Follows the daemon by a plan from now on.
+    /// Carries out lines while the daemon is followed by a plan. Answers what came of it.
+    pub fn run_traced(&mut self, lines: &[Line], plan: &Arc<Plan>) -> Result<Result<(), i32>> {
+        self.follow(plan);
+        let done = self.run(lines);
+        plan.settle();
+        plan.end();
+        Ok(done)
+    }
+
+    /// From here on the daemon is followed by a plan.
     pub fn follow(&mut self, plan: &Arc<Plan>) {
         let (ready, is_ready) = mpsc::channel::<()>();
         let (followed, pid) = (Arc::clone(plan), self.daemon.id());
@@ -311,21 +353,6 @@ impl Union {
         }));
         // It says nothing; the channel ends when all is set up, or has failed.
         let _ = is_ready.recv();
-    }
-
-    /// Carries out lines while the daemon is followed by a plan. Answers what came of it, and how many
-    /// calls had been made by then.
-    pub fn run_traced(
-        &mut self,
-        lines: &[Line],
-        plan: &Arc<Plan>,
-    ) -> Result<(Result<(), i32>, usize)> {
-        self.follow(plan);
-        let done = self.run(lines);
-        let replied = plan.count();
-        plan.settle();
-        plan.end();
-        Ok((done, replied))
     }
 
     pub fn unmount(mut self) -> Result<()> {

@@ -7,7 +7,7 @@ use crate::trial::Scenario;
 use anyhow::Result;
 
 /// Every form of a branch, and every way of mounting that makes other calls.
-const MODES: &[Mode] = &[
+pub const MODES: &[Mode] = &[
     Mode {
         name: "aufs",
         marks: Marks::Aufs,
@@ -46,7 +46,7 @@ const MODES: &[Mode] = &[
     },
 ];
 
-const UPPER: &str = "
+pub const UPPER: &str = "
     put f 0 20 1 644
     mkdir d 755
     put d/u 0 10 2 644
@@ -59,7 +59,7 @@ const UPPER: &str = "
     opaque o
 ";
 
-const LOWER: &str = "
+pub const LOWER: &str = "
     put f 0 30 5 644
     put g 0 40 6 640
     chown g 1000 1000
@@ -109,12 +109,40 @@ const LOWER: &str = "
     put lone 0 10 21 644
 ";
 
-const LOWEST: &str = "
+pub const LOWEST: &str = "
     mkdir d 755
     put d/lowest 0 10 22 644
     put g 0 10 23 644
     mkdir e 755
 ";
+
+/// Files of the upper layer that overlayfs copied up without their data, and of the lower.
+const METACOPY: (&str, &str) = (
+    "
+    put m 0 0 1 644
+    truncate m 5000
+    setxattr m trusted.overlay.metacopy x*0 0
+",
+    "
+    put m 0 5000 30 644
+",
+);
+
+/// Only where files have their data below.
+const FILLS: &[&str] = &[
+    "truncate m 7",
+    "truncate m 0",
+    "truncate m 9000",
+    "open 0 m w|trunc 0",
+    "open 0 m rw 0; pwrite 0 3 10 77",
+    "chmod m 600",
+    "utimens m 5.0 5.0",
+    "rename m new none",
+    "rename m d/sub/new none",
+    "rename g m none",
+    "link m new",
+    "unlink m",
+];
 
 /// What is done, and after ` | ` what was done before. Lines are separated by `;`.
 const STEPS: &[&str] = &[
@@ -219,16 +247,21 @@ const RENAMES: &[&str] = &[
     "unlink new/x | rename d new none",
 ];
 
-/// All of them, or a selection.
-pub fn all(quick: bool) -> Result<Vec<Scenario>> {
-    let modes = if quick { &MODES[..2] } else { MODES };
-    let layers: Result<Vec<_>> = [UPPER, LOWER, LOWEST].into_iter().map(lines).collect();
-    let layers = layers?;
+/// All of them.
+pub fn all() -> Result<Vec<Scenario>> {
     let mut found = Vec::new();
-    for mode in modes {
+    for mode in MODES {
         let renames = mode.name != "aufs-plain";
+        let metacopy = mode.name == "overlay-metacopy";
+        let mut layers = [UPPER, LOWER, LOWEST].map(str::to_owned);
+        if metacopy {
+            layers[0].push_str(METACOPY.0);
+            layers[1].push_str(METACOPY.1);
+        }
+        let layers: Vec<_> = layers.iter().map(|l| lines(l)).collect::<Result<_>>()?;
         let more = RENAMES.iter().filter(|_| renames);
-        for text in STEPS.iter().chain(more) {
+        let fills = FILLS.iter().filter(|_| metacopy);
+        for text in STEPS.iter().chain(more).chain(fills) {
             let (act, first) = text.split_once(" | ").unwrap_or((text, ""));
             if mode.name == "aufs-plain" && text.contains("{n*254}") {
                 continue;
@@ -244,7 +277,7 @@ pub fn all(quick: bool) -> Result<Vec<Scenario>> {
     Ok(found)
 }
 
-fn lines(text: &str) -> Result<Vec<Line>> {
+pub fn lines(text: &str) -> Result<Vec<Line>> {
     text.lines()
         .filter_map(|line| Line::parse(line).transpose())
         .collect()
