@@ -20,7 +20,7 @@ opstream_branches() {
 opstream_case() {
     local label="opstream $1 seed $2" top=$WORK/shape first without=()
     # What the union can do and a poor filesystem alone cannot.
-    if [[ -n $RICH ]]; then without=(--without exchange,noreplace); fi
+    if [[ -n $RICH ]]; then without=(--without "exchange,noreplace"); fi
     shape_new "$1"
     mkdir "$top/native"
     "$TOOLS/opstream" "$top/native" --seed "$((1000 + $2))" --count 1000 "${without[@]}"

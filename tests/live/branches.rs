@@ -431,3 +431,27 @@ fn a_change_that_fails_keeps_renamed_directories() {
     assert_eq!(m.names("m/new"), ["file"]);
     assert_eq!(m.read("m/new/file"), "x");
 }
+
+#[test]
+fn a_readonly_branch_of_a_union_is_neither_converted_nor_repaired() {
+    let Some(m) = Mounted::place(&["b0", "b1"]) else {
+        return;
+    };
+    m.put("b1/.wh.gone", "");
+    m.mount("br=b0=rw:b1=ro+wh");
+    let place = m.path("m");
+    let reason = format!("is a branch of the union at {}", place.display());
+    for (args, code) in [
+        (&["convert", "--to", "overlay", "b1"][..], 1),
+        (&["fsck", "--repair", "b1"], 8),
+    ] {
+        let out = m.run(args);
+        assert_eq!(out.status.code(), Some(code), "{args:?}");
+        assert!(text(&out.stderr).contains(&reason), "{}", text(&out.stderr));
+    }
+    assert_eq!(m.run(&["fsck", "b1"]).status.code(), Some(0));
+    assert!(m.path("b1/.wh.gone").exists());
+    m.umount();
+    let out = m.run(&["convert", "--to", "overlay", "b1"]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+}

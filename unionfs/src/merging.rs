@@ -67,7 +67,7 @@ pub fn merge(job: &Job, tell: &mut dyn FnMut(&StepLine)) -> Result<Total, Failur
     }
     // Opening waits a while for a daemon that ends: one that has both branches is asked at once.
     if (is_locked(&from)? || is_locked(&to)?)
-        && let Some(mountpoint) = mount_with(&from, &to)
+        && let Some(mountpoint) = mount_with(&[&from, &to])
     {
         return merge_live(job, (&from, &to), &mountpoint, tell);
     }
@@ -76,7 +76,7 @@ pub fn merge(job: &Job, tell: &mut dyn FnMut(&StepLine)) -> Result<Total, Failur
         Err(SetupError::Path {
             errno: Errno::AGAIN,
             ..
-        }) => match mount_with(&from, &to) {
+        }) => match mount_with(&[&from, &to]) {
             Some(mountpoint) => merge_live(job, (&from, &to), &mountpoint, tell),
             None => Err(out_of_reach(&from)),
         },
@@ -230,8 +230,9 @@ fn merge_live(
         .map_err(|_| Failure::new(Errno::BADMSG, "the mount's daemon is of another version"))
 }
 
-/// The mount point of a union that has both branches.
-fn mount_with(from: &Path, to: &Path) -> Option<PathBuf> {
+/// The mount point of a union that has all of these branches (absolute paths), among those that show
+/// here and whose daemon can be asked.
+pub fn mount_with(wanted: &[&Path]) -> Option<PathBuf> {
     let table = std::fs::read("/proc/self/mountinfo").ok()?;
     for line in table.split(|b| *b == b'\n') {
         let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
@@ -246,7 +247,7 @@ fn mount_with(from: &Path, to: &Path) -> Option<PathBuf> {
         let Ok(branches) = ask_at::<Vec<Listed>>(&mountpoint, &Query::List) else {
             continue;
         };
-        if [from, to]
+        if wanted
             .iter()
             .all(|path| branches.iter().any(|b| b.path.path() == *path))
         {

@@ -42,6 +42,9 @@ pub struct ConvertArgs {
 /// # Errors
 /// Those of the conversion; it can be run again.
 pub fn run(args: &ConvertArgs) -> anyhow::Result<u8> {
+    if !args.dry_run {
+        super::refuse_if_mounted(&args.branch)?;
+    }
     let end = convert::run(&Request {
         branch: args.branch.clone(),
         to: args.to.into(),

@@ -71,6 +71,14 @@ pub const CANNOT_CHECK: u8 = 8;
 /// # Errors
 /// Only those of writing the report; a branch that cannot be checked ends in exit code 8.
 pub fn run(args: &FsckArgs) -> anyhow::Result<u8> {
+    if args.repair {
+        for branch in &args.branches {
+            if let Err(error) = super::refuse_if_mounted(branch) {
+                eprintln!("uaufs: {error}");
+                return Ok(CANNOT_CHECK);
+            }
+        }
+    }
     let request = fsck::Request {
         branches: args.branches.clone(),
         format: args.format.map(Format::from),
