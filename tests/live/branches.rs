@@ -455,3 +455,24 @@ fn a_readonly_branch_of_a_union_is_neither_converted_nor_repaired() {
     let out = m.run(&["convert", "--to", "overlay", "b1"]);
     assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
 }
+
+#[test]
+fn a_union_does_not_get_one_for_a_branch_that_has_it_for_a_branch() {
+    let Some(m) = Mounted::new(&["b0", "b1", "other", "nested"], "br=b0=rw") else {
+        return;
+    };
+    m.put("m/dir/file", "in both");
+    let out = m.run(&["-o", "br=b1=rw:m=ro", "none", "other"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    for branch in ["other", "other/dir"] {
+        let why = m.refused(&["append", &format!("{branch}=ro")]);
+        assert!(why.contains("a union cannot be below itself"), "{why}");
+    }
+    assert_eq!(m.branches().len(), 1);
+    let out = m.run(&["-o", "br=b1=ro", "none", "nested"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    m.ctl(&["append", "nested=ro"]);
+    while unionfs::fuse::unmount(&m.path("other"), true).is_ok() {}
+    m.ctl(&["del", "nested"]);
+    while unionfs::fuse::unmount(&m.path("nested"), true).is_ok() {}
+}

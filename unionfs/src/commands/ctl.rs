@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use unionfs::control::ask::ask_at;
 use unionfs::control::protocol::Failure;
+use unionfs::control::users::device_of;
 use unionfs::control::{Client, Listed, Query, Request};
 use unionfs::errno::Errno;
 use unionfs::ostext::OsText;
@@ -184,6 +185,11 @@ fn carry_out(
     mut change: Change,
     force: bool,
 ) -> anyhow::Result<Vec<String>> {
+    if let Change::AddBranch { branch, .. } | Change::Append(branch) | Change::Prepend(branch) =
+        &change
+    {
+        refuse_circle(mountpoint, &branch.path)?;
+    }
     let named = match &mut change {
         Change::AddBranch { branch, .. } | Change::Append(branch) | Change::Prepend(branch) => {
             Some((&mut branch.path, true))
@@ -220,6 +226,40 @@ fn carry_out(
     let warnings = result.get("warnings").and_then(Value::as_array);
     let texts = warnings.into_iter().flatten().filter_map(Value::as_str);
     Ok(texts.map(str::to_owned).collect())
+}
+
+/// A union below itself waits for itself, for ever. The daemon sees only what lies in it; what lies in
+/// another union that has this one for a branch, or a branch in it, is looked for here.
+fn refuse_circle(mountpoint: &Path, branch: &Path) -> anyhow::Result<()> {
+    let Ok(union) = device_of(mountpoint) else {
+        return Ok(());
+    };
+    let in_union = |path: &Path| device_of(path).is_ok_and(|device| device == union);
+    if !in_union(branch)
+        && let Some(way) = leads_to(branch, &in_union, NESTED_MOST)
+    {
+        bail!(
+            "{}: it is in a union whose branch {} is in {}: a union cannot be below itself",
+            branch.shown(),
+            way.shown(),
+            mountpoint.shown()
+        );
+    }
+    Ok(())
+}
+
+/// Unions in unions that are looked through: the kernel allows two.
+const NESTED_MOST: usize = 8;
+
+/// The branch of the union around `path`, or of one below that, which is where `found` says.
+fn leads_to(path: &Path, found: &impl Fn(&Path) -> bool, depth: usize) -> Option<PathBuf> {
+    let branches = ask_at::<Vec<Listed>>(path, &Query::List).ok()?;
+    let mut paths = branches.iter().map(|branch| branch.path.path());
+    paths.find_map(|path| match found(path) {
+        true => Some(path.to_path_buf()),
+        false if depth > 0 => leads_to(path, found, depth - 1),
+        false => None,
+    })
 }
 
 fn change_name(path: Option<&Path>) -> String {
