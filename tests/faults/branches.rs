@@ -398,3 +398,20 @@ impl Drop for Union {
         }
     }
 }
+
+/// Every line of `text` that says something.
+pub fn lines(text: &str) -> Result<Vec<Line>> {
+    text.lines()
+        .filter_map(|line| Line::parse(line).transpose())
+        .collect()
+}
+
+/// What is done first and then, in one line.
+pub fn tell(f: &mut std::fmt::Formatter<'_>, first: &[Line], then: &[Line]) -> std::fmt::Result {
+    for (lines, begin) in [(first, " after"), (then, ",")] {
+        for (n, line) in lines.iter().enumerate() {
+            write!(f, "{} {line}", if n == 0 { begin } else { ";" })?;
+        }
+    }
+    Ok(())
+}

@@ -1,10 +1,11 @@
 //! Mounts, unmounts, and commands on branches: the daemon or the command is killed before each of its
 //! calls, and each of them fails. The union shows what it showed before; done again, all is well.
 
+use crate::branches::lines;
 use crate::branches::{Branches, Mode};
 use crate::fuzz::layers::Marks;
 use crate::fuzz::tree::Tree;
-use crate::scenarios::{LOWER, LOWEST, MODES, UPPER, lines};
+use crate::scenarios::{LOWER, LOWEST, MODES, UPPER};
 use crate::trace::{self, Calls, Fault, Plan};
 use crate::trial::{Lab, Times, answered, equal};
 use anyhow::{Context, Result, ensure};

@@ -1,8 +1,8 @@
 //! What is tried: layers, and what is done to a union of them.
 
 use crate::branches::Mode;
+use crate::branches::{lines, tell};
 use crate::fuzz::layers::Marks;
-use crate::fuzz::line::Line;
 use crate::trial::Scenario;
 use anyhow::Result;
 
@@ -277,21 +277,9 @@ pub fn all() -> Result<Vec<Scenario>> {
     Ok(found)
 }
 
-pub fn lines(text: &str) -> Result<Vec<Line>> {
-    text.lines()
-        .filter_map(|line| Line::parse(line).transpose())
-        .collect()
-}
-
 impl std::fmt::Display for Scenario {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}:", self.mode.name)?;
-        for (n, line) in self.first.iter().enumerate() {
-            write!(f, "{} {line}", if n == 0 { " after" } else { ";" })?;
-        }
-        for (n, line) in self.act.iter().enumerate() {
-            write!(f, "{} {line}", if n == 0 { "," } else { ";" })?;
-        }
-        Ok(())
+        tell(f, &self.first, &self.act)
     }
 }

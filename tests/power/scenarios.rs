@@ -1,8 +1,8 @@
 //! What is done to a union before its power is lost.
 
 use crate::branches::Mode;
+use crate::branches::{lines, tell};
 use crate::fuzz::layers::Marks;
-use crate::fuzz::line::Line;
 use crate::lab::Scenario;
 use anyhow::Result;
 
@@ -239,22 +239,10 @@ fn scenario(mode: Mode, layers: &[&str], text: &str, two_disks: bool) -> Result<
     })
 }
 
-fn lines(text: &str) -> Result<Vec<Line>> {
-    text.lines()
-        .filter_map(|line| Line::parse(line).transpose())
-        .collect()
-}
-
 impl std::fmt::Display for Scenario {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let disks = if self.two_disks { " on two disks" } else { "" };
         write!(f, "{}{disks}:", self.mode.name)?;
-        for (n, line) in self.first.iter().enumerate() {
-            write!(f, "{} {line}", if n == 0 { " after" } else { ";" })?;
-        }
-        for (n, line) in self.steps.iter().enumerate() {
-            write!(f, "{} {line}", if n == 0 { "," } else { ";" })?;
-        }
-        Ok(())
+        tell(f, &self.first, &self.steps)
     }
 }
