@@ -1,6 +1,7 @@
 //! The operations: each goes to the same file of the source, unless the filesystem lacks it.
 
-use super::wire::{Answer, Out, Request, cap, op, set};
+use super::fuse_numbers::{cap, op};
+use super::wire::{Answer, Out, Request, set};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom, Stat,

@@ -4,6 +4,9 @@
 //! It speaks to /dev/fuse itself: the library cannot list names without their types.
 
 mod fs;
+#[allow(dead_code, reason = "shared with another test")]
+#[path = "../common/fuse_numbers.rs"]
+mod fuse_numbers;
 mod wire;
 
 pub use fs::Lacks;

@@ -4,7 +4,8 @@
 //!
 //! Random, the same each time. `UAUFS_REQUESTS` and `UAUFS_SEED` make more of them, and others.
 
-use super::kernel::{FakeKernel, cap, op};
+use super::fuse_numbers::{cap, op};
+use super::kernel::FakeKernel;
 use std::fs;
 use std::path::Path;
 use std::process::Command;

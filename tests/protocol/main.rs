@@ -3,9 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod absurd;
+#[allow(dead_code, reason = "shared with another test")]
+#[path = "../common/fuse_numbers.rs"]
+mod fuse_numbers;
 mod kernel;
 
-use kernel::{FakeKernel, cap, init_flags, op, open_flag};
+use fuse_numbers::{cap, op};
+use kernel::{FakeKernel, init_flags, open_flag};
 use std::sync::Arc;
 use unionfs::errno::Errno;
 use unionfs::fuse::session::IoctlHook;
