@@ -106,6 +106,50 @@ fn an_open_file_keeps_its_data_when_its_name_shows_another() {
 }
 
 #[test]
+fn an_open_file_keeps_its_data_when_a_copy_of_it_comes_with_a_branch() {
+    in_both_modes(&["b0", "copies", "b1"], "br=copies=rw:b1=ro", |m| {
+        m.put("b1/read", "as it lay below");
+        m.put("b1/written", "as it lay below");
+        let number = ino(m, "m/read");
+        for name in ["m/read", "m/written"] {
+            let mut file = OpenOptions::new().write(true).open(m.path(name)).unwrap();
+            file.write_all(b"copy").unwrap();
+        }
+        m.ctl(&["prepend", "b0=rw"]);
+        // (Nothing is open; the kernel has to forget what it knows.)
+        eventually("nothing is known any more", || {
+            fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+            m.try_ctl(&["del", "copies"]).status.success()
+        });
+        let mut read = File::open(m.path("m/read")).unwrap();
+        let mut both = OpenOptions::new();
+        let mut written = both
+            .read(true)
+            .write(true)
+            .open(m.path("m/written"))
+            .unwrap();
+        assert_eq!(rest_of(&mut read), "as it lay below");
+        assert_eq!(rest_of(&mut written), "as it lay below");
+        m.ctl(&["add", "1", "copies=ro"]);
+        // Whichever is asked for first.
+        assert_eq!(rest_of(&mut written), "as it lay below");
+        assert_eq!(m.read("m/read"), "copyt lay below");
+        assert_eq!(rest_of(&mut read), "as it lay below");
+        written.seek(SeekFrom::End(0)).unwrap();
+        written.write_all(b", and more").unwrap();
+        assert_eq!(m.read("m/written"), "copyt lay below");
+        assert_eq!(rest_of(&mut written), "as it lay below, and more");
+        assert_ne!(ino(m, "m/read"), read.metadata().unwrap().ino());
+        drop((read, written));
+        m.umount();
+        m.mount("br=copies=rw:b1=ro");
+        assert_eq!(ino(m, "m/read"), number, "it is its own copy again");
+        assert_eq!(m.read("copies/written"), "copyt lay below");
+        assert_eq!(m.read("b1/written"), "as it lay below");
+    });
+}
+
+#[test]
 fn a_branch_in_use_is_not_removed_and_the_process_is_named() {
     in_both_modes(&["b0", "b1", "b2"], "br=b0=rw:b1=ro:b2=ro", |m| {
         m.put("b1/dir/file", "x");

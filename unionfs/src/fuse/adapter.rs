@@ -63,6 +63,8 @@ impl Adapter {
 
     /// Publishes the plan after INIT.
     pub(super) fn settle(&self) {
+        self.union
+            .set_unseen_opens(self.plan.opens == Opens::ZeroMessage);
         // INIT comes once per connection, so the cell is empty.
         let _ = self.settled.set(self.plan.clone());
     }

@@ -192,9 +192,12 @@ impl Union {
         }
         let mut elsewhere = node.inode() != (found.top, stat.ino);
         if existed && elsewhere && self.links.plink(id).is_none() {
-            if !node.is_at(parent.id, name) && !homeless {
+            let there = (found.top, stat.ino);
+            let stays = stale && self.stays(&node, parent, &node.home(), there);
+            if (stays || !node.is_at(parent.id, name)) && !homeless {
                 // Another file has this number: one that was copied from a file that is gone, or
-                // from a filesystem that had another place. The two must never be one node.
+                // from a filesystem that had another place, or a copy that came with a branch while
+                // the file is open. The two must never be one node.
                 drop(node);
                 self.forget(id, references);
                 self.inos.assign(stat.dev, stat.ino, self.inos.fresh());

@@ -10,6 +10,7 @@ use rustc_hash::FxBuildHasher;
 use rustix::fd::OwnedFd;
 use rustix::fs::OFlags;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Version of a file's data, as far as stat tells.
 type DataStamp = (BranchId, u64, u64, Timestamp);
@@ -28,9 +29,16 @@ struct OpenFile {
 #[derive(Debug, Default)]
 pub(super) struct OpenTable {
     files: DashMap<NodeId, OpenFile, FxBuildHasher>,
+    /// See [`Union::set_unseen_opens`].
+    unseen: AtomicBool,
 }
 
 impl OpenTable {
+    /// May somebody have this file open?
+    pub(super) fn may_be_open(&self, node: &Node) -> bool {
+        node.open_count() > 0 || node.kind == Kind::File && self.unseen.load(Ordering::Relaxed)
+    }
+
     pub(super) fn remove(&self, node: NodeId) {
         self.files.remove(&node);
     }
@@ -63,6 +71,11 @@ impl OpenTable {
 }
 
 impl Union {
+    /// Does the kernel open files without asking? Then whatever it knows may be open.
+    pub fn set_unseen_opens(&self, unseen: bool) {
+        self.opens.unseen.store(unseen, Ordering::Relaxed);
+    }
+
     /// OPEN of a non-directory, `flags` as in open(2). Nothing is copied up (that happens at the
     /// first change), unless its branch asks for it.
     pub fn open_node(&self, node: NodeId, flags: i32) -> Result<Opened> {

@@ -1,15 +1,17 @@
 //! Nodes after a change of the stack: each is looked at again when it is next needed.
 //!
-//! A directory gets the layers that its name has now and stays the same node. A file stays where it
-//! is as long as its branch is a member, even if its name shows another file now; else it is what
-//! its name shows, if that is the same file by number. What cannot be found again answers ESTALE.
+//! A directory gets the layers that its name has now and stays the same node. A file that is open
+//! stays where it is as long as its branch is a member, even if its name shows another file now, or
+//! a copy of it that came with a branch: half of what a program reads and writes must not be of one
+//! and half of the other. Else it is what its name shows, if that is the same file by number, and so
+//! is one of which a pseudo-link came. What cannot be found again answers ESTALE.
 //!
 //! A node is right for the stack only if its ancestors are; so they come first.
 
 use super::Union;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
-use crate::node::{Home, Layer, LayerList, Layers, Node, Place, Present};
+use crate::node::{Home, Layer, LayerList, Node, Place, Present};
 use crate::sys::RealStat;
 use crate::sys::stat::stat_at;
 use crate::types::{BranchId, Effect, Kind, NodeId};
@@ -198,7 +200,8 @@ impl Union {
             && stat.kind() == node.kind
         {
             let there = (found.top, stat.ino);
-            if self.file_number(parent.id, &home.name, found.top, &stat) == node.id {
+            let same = self.file_number(parent.id, &home.name, found.top, &stat) == node.id;
+            if same && !self.stays(node, parent, home, there) {
                 let changed = (home.branch, home.real) != there;
                 node.update_home(|h| {
                     (h.branch, h.real) = there;
@@ -218,6 +221,25 @@ impl Union {
             }
         });
         Ok(())
+    }
+
+    /// Is this file open and still there, so that it is not what its name shows at `there` now? The
+    /// directory is locked.
+    pub(super) fn stays(
+        &self,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        home: &Home,
+        there: (BranchId, u64),
+    ) -> bool {
+        (home.branch, home.real) != there
+            && matches!(home.place, Place::Named)
+            && self.opens.may_be_open(node)
+            && self.stack().get(home.branch).is_some()
+            && self
+                .reach_dir_on(parent, home.branch)
+                .and_then(|dir| stat_at(&*dir, &home.name))
+                .is_ok_and(|stat| stat.ino == home.real)
     }
 
     /// A file shows other data than it did: neither we nor the kernel keep the old.
