@@ -56,6 +56,26 @@ fn forgotten_nodes_go_whoever_uses_them_meanwhile() {
     assert_eq!(union.node_count(), 1);
 }
 
+#[test]
+fn a_directory_that_loses_its_lower_part_does_not_keep_it_open() {
+    if !is_root() {
+        return;
+    }
+    let mut t = Fixture::new();
+    t.put_dir("b/d");
+    t.put_dir("a/d");
+    t.open(&["b=rw", "a=ro"], "udba=none");
+    let union = t.union();
+    let Lookup::Found(entry) = union.lookup(NodeId::ROOT, b"d").unwrap() else {
+        panic!("not there");
+    };
+    assert_eq!(union.counts().directory_descriptors, 2);
+    t.rename("d", "e").unwrap();
+    assert_eq!(union.counts().directory_descriptors, 1);
+    union.forget(entry.attr.ino, 1);
+    assert_eq!(union.counts().directory_descriptors, 0);
+}
+
 /// `cap_net_raw=ep` as setcap(8) stores it (`struct vfs_cap_data`, version 2).
 const CAPABILITY: [u8; 20] = [
     1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,

@@ -4,7 +4,7 @@ use super::Union;
 use crate::branch::Branch;
 use crate::branch::plinks::plink_name;
 use crate::errno::{Errno, Result};
-use crate::node::{Home, Layer, Node, Place};
+use crate::node::{Home, Layer, LayerList, Layers, Node, Place};
 use crate::sys::Loc;
 use crate::sys::loc::{open_beneath, open_subdir};
 use crate::sys::stat::stat_fd;
@@ -44,7 +44,7 @@ impl Union {
             match self.with_descriptors(|| self.open_layer(&home, layer)) {
                 Ok(fd) => {
                     let fd = Arc::new(fd);
-                    self.dir_fds.insert(key, fd.clone());
+                    self.cache_dir_fd(node, layer.branch, layer.real, &fd);
                     return Ok(fd);
                 }
                 Err(err) => last = err,
@@ -59,6 +59,31 @@ impl Union {
         } else {
             last
         })
+    }
+
+    /// Gives a directory other layers, and `hidden` ones (`None` = as they are); what it loses is
+    /// not kept open.
+    pub(super) fn give_layers(&self, node: &Node, layers: LayerList, hidden: Option<LayerList>) {
+        let (old, old_hidden) = (node.layers(), node.hidden_layers());
+        if let Some(hidden) = hidden {
+            node.set_hidden_layers(Layers::new(hidden));
+        }
+        node.set_layers(Layers::new(layers));
+        for layer in old.iter().chain(old_hidden.iter()) {
+            if !has_layer(node, layer.branch, layer.real) {
+                self.dir_fds.remove((node.id, layer.branch, layer.real));
+            }
+        }
+    }
+
+    /// Caches a descriptor of a directory as long as the node has that layer: it goes with it
+    /// ([`Self::give_layers`] changes the layers before it looks for descriptors).
+    pub(super) fn cache_dir_fd(&self, node: &Node, branch: BranchId, real: u64, fd: &Arc<OwnedFd>) {
+        let key = (node.id, branch, real);
+        self.dir_fds.insert(key, fd.clone());
+        if !has_layer(node, branch, real) {
+            self.dir_fds.remove(key);
+        }
     }
 
     fn open_layer(&self, home: &Home, layer: &Layer) -> Result<OwnedFd> {
@@ -187,6 +212,11 @@ impl Union {
         parts.reverse();
         Ok(parts.join(&b'/'))
     }
+}
+
+fn has_layer(node: &Node, branch: BranchId, real: u64) -> bool {
+    let is_it = |l: &Layer| (l.branch, l.real) == (branch, real);
+    node.layers().iter().any(is_it) || node.hidden_layers().iter().any(is_it)
 }
 
 fn same_parent(a: &Home, b: &Home) -> bool {

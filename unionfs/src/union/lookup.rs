@@ -296,7 +296,7 @@ impl Union {
         }
         node.mark_seen(version);
         for (branch, real, fd) in fds {
-            self.dir_fds.insert((id, branch, real), Arc::new(fd));
+            self.cache_dir_fd(&node, branch, real, &Arc::new(fd));
         }
         Ok(Child {
             node,
@@ -372,10 +372,7 @@ impl Union {
                 .zip(&layers)
                 .all(|(a, b)| (a.branch, a.real) == (b.branch, b.real));
         if !same {
-            for layer in old.iter() {
-                self.dir_fds.remove((node.id, layer.branch, layer.real));
-            }
-            node.set_layers(Layers::new(layers));
+            self.give_layers(node, layers, None);
             if let Some(dir) = node.dir() {
                 // In order: the parent's lock is held, this is its child.
                 let mut ns = dir.ns.write();

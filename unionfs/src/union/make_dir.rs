@@ -5,7 +5,7 @@ use super::copyup::How;
 use crate::branch::times::keep_times;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
-use crate::node::{Home, Layer, Layers, Namespace, Node};
+use crate::node::{Home, Layer, Namespace, Node};
 use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::{Loc, with_write_permission};
@@ -90,8 +90,8 @@ impl Union {
             branch.drop_whiteout_of_entry(&dir, &home.name);
         }
         keep_times(&dir, &before);
-        self.dir_fds.insert((node.id, target, copy.stat.ino), fd);
         self.add_layer(node, target, copy.stat.ino, is_top);
+        self.cache_dir_fd(node, target, copy.stat.ino, &fd);
         self.index_new_layer(&parent, &mut above, &home, target, copy.stat.ino);
         Ok(())
     }
@@ -116,7 +116,7 @@ impl Union {
                 sealed: false,
             },
         );
-        node.set_layers(Layers::new(layers));
+        self.give_layers(node, layers, None);
         if is_top {
             node.update_home(|h| (h.branch, h.real) = (branch, real));
         }

@@ -5,7 +5,7 @@ use super::discard::{Discarded, count_marks, put_back};
 use crate::branch::Branch;
 use crate::branch::times::keep_times;
 use crate::errno::{Errno, Result};
-use crate::node::{LayerList, Layers, Node};
+use crate::node::{LayerList, Node};
 use crate::shown::ShowPath;
 use crate::spec::Format;
 use crate::sys::Unlocked;
@@ -71,7 +71,7 @@ impl Union {
         };
         if outside {
             // Without its marks, too, it shows nothing from below.
-            keep_top_only(victim);
+            self.keep_top_only(victim);
             if marks > self.options().dirwh as usize {
                 match self.swap_for_empty(branch, (dir, name), &stat, marks) {
                     Ok(aside) => return Ok(Some(aside)),
@@ -85,12 +85,12 @@ impl Union {
         // moment, and a crash then shows what is below.)
         self.put_into_trash(branch, dir, name).map(Some)
     }
-}
 
-/// A directory gives up its lower parts.
-pub(super) fn keep_top_only(node: &Node) {
-    let top: LayerList = node.layers().iter().take(1).cloned().collect();
-    node.set_layers(Layers::new(top));
+    /// A directory gives up its lower parts.
+    pub(super) fn keep_top_only(&self, node: &Node) {
+        let top: LayerList = node.layers().iter().take(1).cloned().collect();
+        self.give_layers(node, top, None);
+    }
 }
 
 /// The rename itself: nothing but an empty directory is in its way.

@@ -113,7 +113,7 @@ impl Union {
         (home.linked, home.branch, home.real) = (true, found.top, stat.ino);
         self.replace_layers(node, home, layers);
         for (branch, real, fd) in fds {
-            self.dir_fds.insert((node.id, branch, real), Arc::new(fd));
+            self.cache_dir_fd(node, branch, real, &Arc::new(fd));
         }
         Ok(())
     }
@@ -129,12 +129,6 @@ impl Union {
     /// A directory has other layers. The caller holds its parent's lock, or that of nothing.
     pub(super) fn replace_layers(&self, node: &Arc<Node>, home: Home, layers: LayerList) {
         let (old, hidden) = (node.layers(), node.hidden_layers());
-        for layer in old.iter().chain(hidden.iter()) {
-            let same = |l: &Layer| l.branch == layer.branch && l.real == layer.real;
-            if !layers.iter().any(same) {
-                self.dir_fds.remove((node.id, layer.branch, layer.real));
-            }
-        }
         let stack = self.stack();
         let left = |l: &&Layer| {
             stack.get(l.branch).is_some() && layers.iter().all(|new| new.branch != l.branch)
@@ -145,8 +139,7 @@ impl Union {
                 kept.push(layer.clone());
             }
         }
-        node.set_hidden_layers(Layers::new(kept));
-        node.set_layers(Layers::new(layers));
+        self.give_layers(node, layers, Some(kept));
         if let Some(dir) = node.dir() {
             // In order: the parent's lock is held, this is its child.
             let mut ns = dir.ns.write();

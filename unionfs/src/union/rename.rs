@@ -8,7 +8,7 @@
 use super::Union;
 use super::copyup::How;
 use super::create::first_of;
-use super::moves::{Move, drop_idle_devices, keep_top_only};
+use super::moves::{Move, drop_idle_devices};
 use super::names::{Leaving, unname};
 use super::namespace::Need;
 use super::redirect::Lower;
@@ -17,7 +17,7 @@ use crate::branch::log::Record;
 use crate::branch::plinks::plink_name;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
-use crate::node::{Layers, Namespace, Node, Place, Present};
+use crate::node::{Namespace, Node, Place, Present};
 use crate::spec::Format;
 use crate::sys::Name;
 use crate::sys::stat::stat_at;
@@ -515,7 +515,7 @@ impl Union {
         branch: &Branch,
     ) {
         match lower {
-            Lower::Redirect(layers) => node.set_layers(Layers::new(layers)),
+            Lower::Redirect(layers) => self.give_layers(node, layers, None),
             // Lower parts stay behind: they were empty.
             Lower::None { .. } if node.layers().len() > 1 => {
                 if let Ok(dir) = self.dir_fd_on(node, branch.id) {
@@ -527,7 +527,7 @@ impl Union {
                 if let Some(ns) = &mut ns {
                     ns.stale = ns.index.is_some();
                 }
-                keep_top_only(node);
+                self.keep_top_only(node);
             }
             Lower::None { .. } => {}
         }

@@ -5,7 +5,7 @@ use super::{Outcome, Reason, Way};
 use crate::branch::log::{Origin, Record};
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
-use crate::node::{Layer, LayerList, Layers, Namespace, Node, Present};
+use crate::node::{Layer, LayerList, Namespace, Node, Present};
 use crate::shown::ShowPath;
 use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
@@ -189,9 +189,9 @@ impl Union {
             })?;
         }
         drop(times);
-        self.dir_fds.insert((node.id, way.to.id, copy.stat.ino), fd);
         let is_top = false;
         self.add_layer(node, way.to.id, copy.stat.ino, is_top);
+        self.cache_dir_fd(node, way.to.id, copy.stat.ino, &fd);
         forget_stamps(&mut own);
         let home = node.home();
         self.index_new_layer(parent, &mut above, &home, way.to.id, copy.stat.ino);
@@ -335,9 +335,7 @@ impl Union {
                 found.below = true;
                 index.set(name, &found);
             }
-            node.set_layers(Layers::new(layers));
-            self.dir_fds
-                .retain(|(id, branch, _)| (*id, *branch) != (node.id, way.to.id));
+            self.give_layers(node, layers, None);
             own.stale = own.index.is_some();
         }
         self.restamp(parent, &mut above, way.from.id);
@@ -439,10 +437,7 @@ impl Union {
             }
         }
         log::debug!("{found:?} is gone from {}", way.from.path.shown());
-        if let Some(gone) = node.layer_on(way.from.id) {
-            self.dir_fds.remove((node.id, way.from.id, gone.real));
-        }
-        node.set_layers(Layers::new(layers));
+        self.give_layers(node, layers, None);
         forget_stamps(own);
         self.restamp(parent, above, way.from.id);
         Ok(())
