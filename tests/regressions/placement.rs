@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::{Duration, SystemTime};
 use unionfs::errno::Errno;
+use unionfs::types::{SetAttr, SetTime, Timestamp, Writer};
 
 /// `create=rr` puts the first file on the topmost branch and the second on the lowest of two.
 fn on_the_lower_branch(union: &mut Fixture) {
@@ -245,5 +246,37 @@ fn a_whiteout_below_what_was_removed_is_not_forgotten() {
                 union.unlink("again").unwrap();
             }
         }
+    }
+}
+
+#[test]
+fn each_time_alone_copies_a_file_up_and_leaves_the_lower_one_alone() {
+    if !is_root() {
+        return;
+    }
+    let at = |sec| Some(SetTime::At(Timestamp { sec, nsec: 7 }));
+    for (atime, mtime) in [(at(1_100_000_000), None), (None, at(1_100_000_000))] {
+        let mut t = Fixture::new();
+        t.put("a/file", "data");
+        t.put_dir("b");
+        let before = fs::metadata(t.path("a/file")).unwrap();
+        t.open(&["b=rw", "a=ro"], "udba=none");
+        let set = SetAttr {
+            atime,
+            mtime,
+            ..SetAttr::default()
+        };
+        let node = t.find("file").unwrap();
+        t.union().setattr(node, &set, Writer::Privileged).unwrap();
+        let copy = fs::metadata(t.path("b/file")).unwrap();
+        let kept = (before.atime(), before.mtime());
+        let wanted = (
+            atime.map_or(kept.0, |_| 1_100_000_000),
+            mtime.map_or(kept.1, |_| 1_100_000_000),
+        );
+        assert_eq!((copy.atime(), copy.mtime()), wanted);
+        let lower = fs::metadata(t.path("a/file")).unwrap();
+        assert_eq!((lower.atime(), lower.mtime()), kept);
+        assert_eq!(lower.ctime_nsec(), before.ctime_nsec());
     }
 }
