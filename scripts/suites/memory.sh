@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034
-# What the daemon holds for a million nodes, in large directories and in small ones, and whether it gives that back; then
-# months of work, as fast as it goes (--quick: 200,000 nodes, and weeks).
+# What the daemon holds for a million nodes, in large directories and in small ones, and whether it gives that back; how one
+# directory of them all is listed; then months of work, as fast as it goes (--quick: 200,000 nodes, and weeks).
 
 suite_memory() {
     if [[ $FS != uaufs ]]; then
@@ -12,6 +12,8 @@ suite_memory() {
     memory_walk "large directories" "$nodes" 1000 200
     # One node in ten is a directory, and these take 850 bytes with all that they hold.
     memory_walk "small directories" "$nodes" 9 250
+    memory_mount udba=none "$nodes" "$nodes"
+    memory_case "one directory" list "$nodes"
     for mode in "${modes[@]}"; do
         memory_mount "$mode"
         memory_case "churn, $mode" churn "$rounds"
