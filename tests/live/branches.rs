@@ -13,7 +13,12 @@ fn in_both_modes(branches: &[&str], options: &str, test: impl Fn(&Mounted)) {
 }
 
 /// As [`in_both_modes`], with these files in the branches before anybody can have looked.
-fn with_files(branches: &[&str], files: &[(&str, &str)], options: &str, test: impl Fn(&Mounted)) {
+pub fn with_files(
+    branches: &[&str],
+    files: &[(&str, &str)],
+    options: &str,
+    test: impl Fn(&Mounted),
+) {
     for udba in ["udba=reval", "udba=none", "udba=none,io=cache"] {
         if let Some(m) = Mounted::place(branches) {
             for (name, data) in files {
@@ -29,7 +34,7 @@ fn ino(m: &Mounted, name: &str) -> u64 {
     fs::metadata(m.path(name)).unwrap().ino()
 }
 
-fn rest_of(file: &mut File) -> String {
+pub fn rest_of(file: &mut File) -> String {
     file.seek(SeekFrom::Start(0)).unwrap();
     let mut text = String::new();
     file.read_to_string(&mut text).unwrap();
@@ -372,20 +377,6 @@ fn copies_and_links_of_a_branch_come_back_with_it() {
     m.ctl(&["prepend", "rw=rw"]);
     assert_eq!(see(&m), before);
     assert_eq!(m.names("m"), ["e"]);
-}
-
-#[test]
-fn what_is_in_use_can_be_copied_up_first() {
-    let Some(m) = Mounted::new(&["b0", "b1", "b2"], "br=b0=rw:b1=ro:b2=ro") else {
-        return;
-    };
-    m.put("b1/d/file", "lower");
-    let mut open = File::open(m.path("m/d/file")).unwrap();
-    assert!(m.refused(&["del", "b1"]).contains("has"));
-    m.ctl(&["del", "--force", "b1"]);
-    assert_eq!(rest_of(&mut open), "lower");
-    assert_eq!(m.read("m/d/file"), "lower");
-    assert_eq!(m.read("b0/d/file"), "lower");
 }
 
 #[test]

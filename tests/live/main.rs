@@ -7,6 +7,8 @@
 
 mod asked;
 mod branches;
+mod by_the_kernel;
 mod channel;
 mod fhsm;
+mod forced;
 mod mounted;

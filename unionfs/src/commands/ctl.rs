@@ -61,7 +61,7 @@ pub enum Action {
     },
     /// Remove a branch that is not in use
     Del {
-        /// Copy up first what is in use, where that is possible
+        /// Copy up first what is in use (open, mapped, a current directory), where that is possible
         #[arg(long)]
         force: bool,
         /// Its directory

@@ -82,17 +82,22 @@ impl Live {
             ));
         };
         let mut in_use = Vec::new();
-        for round in 0..ROUNDS {
+        // What was tried to be moved out of the way.
+        let mut moved = FxHashSet::default();
+        for _ in 0..ROUNDS {
             let only = self.union.only_on(id);
             let found = self.users_of(&only);
+            if force && self.move_away(id, &mut moved, &held_of(&only, &found)) {
+                continue;
+            }
             if !found.is_empty() {
-                if force && round == 0 {
-                    self.union.copy_up_from(id, only.iter().map(|o| o.node));
-                    continue;
-                }
                 return Err(named("del", path, &found));
             }
             let held = self.make_kernel_forget(&only);
+            // By processes that cannot be seen, and by the kernel itself.
+            if force && self.move_away(id, &mut moved, &held) {
+                continue;
+            }
             match self.union.del_branch(id, &held, self.unseen_opens()) {
                 Ok(()) => return Ok(self.changed()),
                 Err(LiveError::Busy(nodes)) => in_use = nodes,
@@ -101,6 +106,19 @@ impl Live {
             std::thread::sleep(Duration::from_millis(20));
         }
         Err(self.busy("del", path, &in_use))
+    }
+
+    /// Copies up those of these nodes with which that was not tried yet; false = there are none.
+    fn move_away(
+        &self,
+        id: BranchId,
+        moved: &mut FxHashSet<NodeId>,
+        held: &FxHashSet<NodeId>,
+    ) -> bool {
+        let new: Vec<NodeId> = held.difference(moved).copied().collect();
+        self.union.copy_up_from(id, new.iter().copied());
+        moved.extend(&new);
+        !new.is_empty()
     }
 
     /// Uses of what is on one branch only.
@@ -171,6 +189,19 @@ impl Live {
             ),
         )
     }
+}
+
+/// Those of these nodes that are open, or that somebody was found to use.
+fn held_of(only: &[OnlyThere], found: &[User]) -> FxHashSet<NodeId> {
+    let used: FxHashSet<u64> = found.iter().map(|user| user.ino).collect();
+    let covered: FxHashSet<&[u8]> = found
+        .iter()
+        .filter(|user| user.way == Way::Mount)
+        .map(|user| bytes(&user.path))
+        .collect();
+    let is_held =
+        |o: &&OnlyThere| o.is_open || used.contains(&o.node.0) || covered.contains(&o.path[..]);
+    only.iter().filter(is_held).map(|o| o.node).collect()
 }
 
 fn bytes(path: &Path) -> &[u8] {

@@ -181,7 +181,8 @@ impl Union {
         Ok(())
     }
 
-    /// Copies what is in use on a branch to a writable branch above it, where there is one.
+    /// Copies these nodes of a branch to a writable branch above it, where there is one. What the
+    /// kernel itself reads and writes stays: it would go on with the old file.
     pub fn copy_up_from(&self, id: BranchId, nodes: impl Iterator<Item = NodeId>) {
         let _inside = self.enter();
         for node in nodes.filter_map(|node| self.known(node)) {
@@ -195,6 +196,9 @@ impl Union {
                     _ => {
                         // On a writable branch it may be changed in place: not meanwhile.
                         let _nobody_changes = node.change.write();
+                        if self.is_busy(node.id) {
+                            return Err(Errno::BUSY);
+                        }
                         self.copying(&node, || self.copy_file_to(&node, target))
                             .map(drop)
                     }

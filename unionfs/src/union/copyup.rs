@@ -241,9 +241,14 @@ impl Union {
     /// Brings a non-directory to `target`, a writable branch above its own (which may be writable
     /// too: changes of the file wait meanwhile). If somebody else moved it, it may be elsewhere
     /// afterwards. The caller holds no directory lock and not the node's `change`.
+    ///
+    /// EXDEV for a file that the kernel itself reads and writes: it would go on with the old one.
     pub(super) fn bring_up(&self, node: &Arc<Node>, target: BranchId) -> Result<()> {
         let _nobody_changes = node.change.write();
         while self.is_above(target, node.inode().0) {
+            if self.is_busy(node.id) {
+                return Err(Errno::XDEV);
+            }
             self.copying(node, || {
                 if self.is_above(target, node.inode().0) {
                     self.copy_file_to(node, target)?;

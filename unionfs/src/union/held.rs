@@ -13,6 +13,8 @@ pub struct OnlyThere {
     pub node: NodeId,
     /// A directory?
     pub is_dir: bool,
+    /// Was it opened and not released, as far as the kernel tells of opens?
+    pub is_open: bool,
     /// Path in the union, from its root, without a slash at the start. For messages: empty where it
     /// has no name any more.
     pub path: Vec<u8>,
@@ -30,6 +32,7 @@ impl Union {
             .map(|node| OnlyThere {
                 node: node.id,
                 is_dir: node.kind == Kind::Dir,
+                is_open: node.open_count() > 0,
                 path: self.path_of(node),
                 drop: self.names_of(node),
             })

@@ -94,7 +94,8 @@ impl Union {
     /// From one writable branch to another: changes of the file wait meanwhile. `gives`: the lower
     /// one loses it.
     ///
-    /// A file with several names stays where it is: its other names would go on to the old data.
+    /// A file with several names stays where it is: its other names would go on to the old data. And
+    /// so does one that the kernel itself reads and writes.
     pub(super) fn move_up(
         &self,
         node: &Arc<Node>,
@@ -104,6 +105,9 @@ impl Union {
     ) -> Result<()> {
         let _nobody_changes = node.change.write();
         if !matches!(node.home().place, Place::Named) || self.links.plink(node.id).is_some() {
+            return Ok(());
+        }
+        if self.is_busy(node.id) {
             return Ok(());
         }
         if self.with_place(node, |_, loc| loc.stat())?.nlink > 1 {
