@@ -6,7 +6,8 @@ suite_aufs() {
         skip "aufs: only for uaufs"
         return
     fi
-    local line
+    local line poor=()
+    if [[ -n $RICH ]]; then poor=(--poor); fi
     # One scenario is about a filesystem that shares blocks.
     need_packages xfsprogs
     mkdir -p "$WORK/aufs"
@@ -18,5 +19,5 @@ suite_aufs() {
         else
             say "$line"
         fi
-    done < <("$ROOT/tests/aufs/run" --work "$WORK/aufs" || true)
+    done < <("$ROOT/tests/aufs/run" --work "$WORK/aufs" "${poor[@]}" || true)
 }

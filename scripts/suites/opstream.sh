@@ -53,8 +53,11 @@ opstream_case() {
 
 # opstream_same LABEL: whether union and ext4 hold the same tree.
 opstream_same() {
-    timeout -k 5 60 "$TREECMP" --dirents "$WORK/shape/native" "$UNION" >"$WORK/diff" 2>&1 && return 0
-    fail "$1: $(tail -n 1 "$WORK/diff"); first: $(head -n 1 "$WORK/diff" | cut -c1-200)"
+    local without=()
+    # None can be set on a poor filesystem; a lower file has its own.
+    if [[ -n $RICH ]]; then without=(--ignore xattrs); fi
+    timeout -k 5 60 "$TREECMP" --dirents "${without[@]}" "$WORK/shape/native" "$UNION" >"$WORK/diff" 2>&1 && return 0
+    fail "$1: $(tail -n 1 "$WORK/diff"); first: $(head -n 1 "$WORK/diff" | sed -E "s/n{40,}/nn*/g" | cut -c1-300)"
     return 1
 }
 
