@@ -139,7 +139,10 @@ impl Union {
                 return self.complete_data(node, how);
             }
             if node.kind == Kind::Dir {
-                let make = |target| self.make_dir_on(node, target);
+                let make = |target| match self.make_dir_on(node, target) {
+                    Err(Errno::NOENT) => self.copy_removed_dir(node, target),
+                    other => other,
+                };
                 return self.copy_up_where_room_is(node, make).map(|()| true);
             }
             if let Some(_running) = self.copyups.start(node.id) {

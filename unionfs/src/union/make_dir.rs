@@ -5,12 +5,13 @@ use super::copyup::How;
 use crate::branch::times::keep_times;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
-use crate::node::{Home, Layer, Namespace, Node};
+use crate::node::{Home, Layer, Namespace, Node, Place};
 use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
 use crate::sys::{Loc, with_write_permission};
 use crate::types::*;
 use rustix::fd::OwnedFd;
+use rustix::fs::AtFlags;
 use std::sync::Arc;
 
 impl Union {
@@ -93,6 +94,37 @@ impl Union {
         self.add_layer(node, target, copy.stat.ino, is_top);
         self.cache_dir_fd(node, target, copy.stat.ino, &fd);
         self.index_new_layer(&parent, &mut above, &home, target, copy.stat.ino);
+        Ok(())
+    }
+
+    /// A directory that was removed while it is open is copied for those who have it open: the copy
+    /// has no name. ENOENT if it was not removed.
+    pub(super) fn copy_removed_dir(&self, node: &Arc<Node>, target: BranchId) -> Result<()> {
+        let own = node.dir().ok_or(Errno::STALE)?.ns.write();
+        if !own.dead {
+            return Err(Errno::NOENT);
+        }
+        if node.layer_on(target).is_some() {
+            return Ok(());
+        }
+        let branch = self.branch(target)?;
+        let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
+        let (from, source) = self.place_locked(node)?;
+        let stat = from.shown(&source, source.stat()?)?;
+        let how = How::default();
+        let mut copy = self.build_copy(node, &branch, &from, &source, &stat, how)?;
+        let fd = Arc::new(open_subdir(store.tmp(), &copy.temp)?);
+        rustix::fs::unlinkat(store.tmp(), &*copy.temp, AtFlags::REMOVEDIR)?;
+        copy.published = true;
+        let (branch, real) = (target, copy.stat.ino);
+        let layer = Layer {
+            branch,
+            real,
+            path: None,
+            sealed: false,
+        };
+        self.give_layers(node, [layer].into_iter().collect(), None);
+        node.update_home(|h| (h.branch, h.real, h.place) = (branch, real, Place::Pinned(fd)));
         Ok(())
     }
 
