@@ -329,3 +329,35 @@ fn opens(extent: Extent, turn: usize, calls: usize) -> impl Iterator<Item = Tria
         .filter(move |at| all || (turn + at).is_multiple_of(OPENS))
         .map(|at| Trial::Fail(Calls::ChangesAndOpens, at, libc::EMFILE))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nothing is left then that counts as a link.
+    #[test]
+    fn a_link_over_a_whiteout_can_be_killed_at_each_call() {
+        let me = std::env::current_exe().unwrap();
+        let built = me.ancestors().nth(2).unwrap().join("uaufs");
+        if !rustix::process::geteuid().is_root() || std::fs::File::open("/dev/fuse").is_err() {
+            eprintln!("skipped: needs root and /dev/fuse");
+            return;
+        }
+        // Calls on branches are told by the filesystem, which nobody else of the daemon's uses.
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let lab = Lab {
+            dir: dir.path().into(),
+            program: std::env::var_os("UAUFS").unwrap_or_else(|| built.into()),
+        };
+        let all = scenarios::all().unwrap();
+        for name in ["overlay:, link g gone", "overlay:, link sym gone"] {
+            let found = all.iter().find(|s| s.to_string() == name).unwrap();
+            let known = lab.observe(found, Calls::Changes).unwrap();
+            assert!(known.calls > 0);
+            for at in 0..known.calls {
+                let hit = lab.kill(found, &known, at, Meanwhile::Nothing).unwrap();
+                assert!(hit.is_some(), "call {at} did not come");
+            }
+        }
+    }
+}

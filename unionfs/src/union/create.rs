@@ -556,7 +556,7 @@ fn link_to(
     name: &[u8],
     hidden: bool,
 ) -> Result<()> {
-    let link_as = |at: &[u8]| match source {
+    let link_as = |dir: &OwnedFd, at: &[u8]| match source {
         Loc::Name(from, old) => rustix::fs::linkat(from, &**old, dir, at, AtFlags::empty()),
         Loc::Fd(fd) => {
             use rustix::fd::AsRawFd;
@@ -571,12 +571,14 @@ fn link_to(
         }
     };
     if hidden && has_whiteout_entry(branch, dir, name)? {
-        let temp = side_name(branch)?;
-        link_as(&temp)?;
-        rustix::fs::renameat(dir, &*temp, dir, name)
-            .inspect_err(|_| undo_new(dir, &temp, false))?;
+        // Where every mount empties: what a crash left would be counted as a link.
+        let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
+        let temp = store.temp_name();
+        link_as(store.tmp(), &temp)?;
+        rustix::fs::renameat(store.tmp(), &*temp, dir, name)
+            .inspect_err(|_| undo_new(store.tmp(), &temp, false))?;
     } else {
-        link_as(name)?;
+        link_as(dir, name)?;
     }
     if hidden {
         branch.drop_whiteout_of_entry(dir, name);
