@@ -15,12 +15,13 @@ use super::redirect::Lower;
 use crate::branch::Branch;
 use crate::branch::log::Record;
 use crate::branch::plinks::plink_name;
+use crate::branch::times::keep_times;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
 use crate::node::{Namespace, Node, Place, Present};
 use crate::spec::Format;
 use crate::sys::Name;
-use crate::sys::stat::stat_at;
+use crate::sys::stat::{stat_at, stat_fd};
 use crate::types::*;
 use parking_lot::{MutexGuard, RwLockWriteGuard};
 use rustix::fs::AtFlags;
@@ -299,6 +300,7 @@ impl Union {
         }
         let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
         let dir = self.dir_fd_on(at.dir, branch.id)?;
+        let before = stat_fd(&dir)?;
         let plink = self.links.plink(node.id).ok_or(Errno::STALE)?;
         let real = node.inode().1;
         let link = plink_name(node.id, real);
@@ -312,6 +314,8 @@ impl Union {
                 .inspect_err(|_| store.record_at_last(Record::Links { source, delta }))?;
             self.set_delta(node, branch, source, delta - 1);
         }
+        // The union has the name already.
+        keep_times(&dir, &before);
         node.update_home(|h| {
             (h.parent, h.name) = (Some(at.dir.clone()), Name::from_slice(at.name));
             (h.linked, h.place) = (true, Place::Named);
