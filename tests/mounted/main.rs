@@ -11,6 +11,7 @@ mod listing;
 mod open_files;
 mod overlayfs_formats;
 mod permissions;
+mod plinks;
 #[allow(missing_docs, reason = "shared with a program")]
 #[path = "../poor/mod.rs"]
 mod poor;

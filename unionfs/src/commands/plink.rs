@@ -4,7 +4,8 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::{DirEntryExt, MetadataExt};
+use std::fs::File;
+use std::os::unix::fs::{DirEntryExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use unionfs::control::{Client, Request};
 use unionfs::ostext::OsText;
@@ -100,6 +101,12 @@ fn flush(
     for (parent, path) in names.values().flatten() {
         let shown = path.shown();
         let name = path.file_name().context("a name")?.to_owned();
+        // The daemon knows a directory as long as the kernel does, which may forget what nobody uses.
+        let _known = path
+            .parent()
+            .map(hold)
+            .transpose()
+            .with_context(|| format!("plink flush: {shown}"))?;
         let request = Request::PlinkUp {
             parent: *parent,
             name: OsText(name),
@@ -125,6 +132,14 @@ fn flush(
         );
     }
     Ok(if kept == 0 { 0 } else { 4 })
+}
+
+/// Has a directory open, without a need to read it.
+fn hold(dir: &Path) -> std::io::Result<File> {
+    File::options()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
+        .open(dir)
 }
 
 /// Every name below a directory whose file has one of these numbers.
