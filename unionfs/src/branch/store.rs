@@ -23,7 +23,8 @@ use super::marks::create_mark;
 use super::removals::Removal;
 use crate::errno::{Errno, Result};
 use crate::spec::Format;
-use crate::sys::{Name, creds};
+use crate::sys::xattr::Target;
+use crate::sys::{Name, acl, creds};
 use crate::whiteout::{BASE, ORPHAN_DIR, PLINK_DIR, STORE_DIR};
 use parking_lot::Mutex;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -116,8 +117,21 @@ fn make_dir(dir: impl AsFd, name: &[u8], mode: u32) -> Result<OwnedFd> {
     let made =
         creds::with_exact_modes(|| rustix::fs::mkdirat(dir, name, Mode::from_bits_truncate(mode)));
     match made {
-        Ok(()) | Err(Errno::EXIST) => open_dir(dir, name),
-        Err(err) => Err(err),
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(err) => return Err(err),
+    }
+    let made = open_dir(dir, name)?;
+    drop_default_acl(&made)?;
+    Ok(made)
+}
+
+/// What is built in a directory of the books must not inherit the ACL of the branch's root.
+fn drop_default_acl(dir: &OwnedFd) -> Result<()> {
+    let attributes = Target::dir(dir.as_fd());
+    match attributes.get(acl::DEFAULT) {
+        Ok(_) => attributes.remove(acl::DEFAULT),
+        // There is none, or none can be asked for.
+        Err(_) => Ok(()),
     }
 }
 

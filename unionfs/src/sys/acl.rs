@@ -3,6 +3,9 @@
 /// The attribute of the ACL that decides who may do what with a file.
 pub const ACCESS: &[u8] = b"system.posix_acl_access";
 
+/// The attribute of the ACL that new files in a directory get.
+pub const DEFAULT: &[u8] = b"system.posix_acl_default";
+
 /// `struct posix_acl_xattr_header`: version, 4 bytes.
 pub const HEADER: usize = 4;
 /// `struct posix_acl_xattr_entry`: tag and permissions of 2 bytes, id of 4.
