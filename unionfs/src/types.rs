@@ -188,6 +188,14 @@ pub enum Writer<'a> {
 }
 
 impl Writer<'_> {
+    /// May setgid stay when he sets the mode? (`in_group_or_capable` in Linux.)
+    pub fn keeps_setgid(self, group: u32) -> bool {
+        match self {
+            Self::Privileged => true,
+            Self::Ordinary(is_member) => is_member(group),
+        }
+    }
+
     /// What a write makes of the mode of a file: `setattr_should_drop_suidgid` in Linux.
     pub fn leaves(self, mode: u32, group: u32) -> u32 {
         let Self::Ordinary(is_member) = self else {

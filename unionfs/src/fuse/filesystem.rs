@@ -597,7 +597,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -606,7 +606,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let name = name.as_bytes();
-        let work = || self.set_xattr(node(ino), name, value, flags);
+        let work = || self.set_xattr(request, node(ino), (name, value), flags);
         self.answer(Op::Setxattr, reply, work, |reply, ()| reply.ok());
     }
 

@@ -3,8 +3,9 @@
 use super::adapter::Adapter;
 use super::idmap::is_acl;
 use crate::errno::{Errno, Result};
+use crate::sys::acl;
 use crate::types::{Caller, NodeId};
-use fuser::ReplyXattr;
+use fuser::{ReplyXattr, Request};
 
 impl Adapter {
     /// The value of an xattr as users of the mount see it.
@@ -18,15 +19,21 @@ impl Adapter {
     /// Sets an xattr, its ids translated.
     pub(super) fn set_xattr(
         &self,
+        request: &Request,
         node: NodeId,
-        name: &[u8],
-        value: &[u8],
+        (name, value): (&[u8], &[u8]),
         flags: i32,
     ) -> Result<()> {
         self.refuse_acl(name)?;
         let mapped = self.ids.xattr_to_branch(name, value)?;
         self.union
-            .setxattr(node, name, mapped.as_deref().unwrap_or(value), flags)
+            .setxattr(node, name, mapped.as_deref().unwrap_or(value), flags)?;
+        if name != acl::ACCESS || request.uid() == 0 {
+            return Ok(());
+        }
+        // An ACL sets the mode, as chmod(2) does. (The kernel would say so with SETXATTR_EXT, which
+        // fuser 0.18 has not.)
+        self.as_writer(request, true, |writer| self.union.drop_setgid(node, writer))
     }
 
     /// With `noacl`, POSIX ACLs are neither shown nor taken.

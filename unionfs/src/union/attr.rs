@@ -120,6 +120,22 @@ impl Union {
         self.attr_of(&node)
     }
 
+    /// Who sets the mode by other means than SETATTR takes setgid away from a file of a group that he
+    /// is not in.
+    pub fn drop_setgid(&self, node: NodeId, writer: Writer<'_>) -> Result<()> {
+        let node = self.node(node)?;
+        let _stays = node.change.read();
+        let attr = self.attr_of(&node)?;
+        if attr.mode & libc::S_ISGID == 0 || writer.keeps_setgid(attr.gid) {
+            return Ok(());
+        }
+        let set = SetAttr {
+            mode: Some(attr.mode & 0o7777 & !libc::S_ISGID),
+            ..SetAttr::default()
+        };
+        self.set_metadata(&node, &set)
+    }
+
     /// The caller holds the node's `change`.
     fn set_metadata(&self, node: &Arc<Node>, set: &SetAttr) -> Result<()> {
         self.make_writable(node)?;
