@@ -7,7 +7,6 @@ use crate::fuzz::sys;
 use crate::fuzz::tree::{self, Tree, View};
 use crate::trace::{self, Plan};
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -197,12 +196,9 @@ impl Branches {
         Ok(tree)
     }
 
-    fn view(&self, exact: bool) -> View<'static> {
-        static NONE: std::sync::LazyLock<HashMap<tree::Identity, u32>> =
-            std::sync::LazyLock::new(HashMap::new);
+    fn view(&self, exact: bool) -> View {
         View {
             began: self.began,
-            hidden: &NONE,
             exact,
         }
     }

@@ -4,7 +4,6 @@
 use super::line::{Args, Line};
 use super::sys::{self, Answer, HERE, Mapping};
 use anyhow::{Context, Result, bail};
-use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -59,8 +58,6 @@ pub struct Place {
     pub slots: [Option<Slot>; SLOTS],
     /// A mapping, and the file it is of.
     pub mapping: Option<(Mapping, OwnedFd)>,
-    /// Names that a file has on its layer and nobody sees, by inode number and birth: they count.
-    pub hidden: HashMap<(u64, i64, u32), u32>,
     began: i64,
     dir_links: Vec<u32>,
 }
@@ -72,7 +69,6 @@ impl Place {
             root,
             slots: Default::default(),
             mapping: None,
-            hidden: HashMap::new(),
             began,
             dir_links: Vec::new(),
         }
@@ -285,8 +281,7 @@ impl Place {
         if is_dir {
             self.dir_links.push(info.stx_nlink);
         } else {
-            let links = info.stx_nlink + self.hidden_links(&info);
-            text += &format!(" size {} links {links}", info.stx_size);
+            text += &format!(" size {} links {}", info.stx_size, info.stx_nlink);
         }
         if info.stx_rdev_major != 0 {
             text += &format!(" rdev {}:{}", info.stx_rdev_major, info.stx_rdev_minor);
@@ -294,12 +289,6 @@ impl Place {
         let mtime = &info.stx_mtime;
         text += &self.show_time(mtime.tv_sec, mtime.tv_nsec);
         Ok(text)
-    }
-
-    fn hidden_links(&self, info: &libc::statx) -> u32 {
-        let birth = &info.stx_btime;
-        let key = (info.stx_ino, birth.tv_sec, birth.tv_nsec);
-        self.hidden.get(&key).copied().unwrap_or(0)
     }
 
     pub fn show_time(&self, sec: i64, nsec: u32) -> String {

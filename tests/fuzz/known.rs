@@ -1,9 +1,11 @@
 //! The differences that are known, one by one, each with its reason. Nothing else is passed over.
 
-use super::exec::Outcome;
+use super::exec::{Outcome, Place};
 use super::line::Line;
+use super::sys;
 use super::tree::{Identity, Tree};
 use std::collections::{BTreeSet, HashSet};
+use std::os::fd::AsRawFd;
 
 /// One of them.
 pub struct Known {
@@ -119,6 +121,26 @@ pub const KNOWN: &[Known] = &[
         reason: "lseek finds no holes, or others, in data that was just copied up; from then on the trees are not compared",
     },
     Known {
+        id: "overlayfs-old-mapping",
+        whose: Whose::Overlayfs,
+        reason: "a file that was opened for reading before it was copied up is mapped from its lower layer afterwards, too",
+    },
+    Known {
+        id: "overlayfs-removed",
+        whose: Whose::Overlayfs,
+        reason: "changing the attributes of an open lower file or directory that was removed may be EEXIST or ENOTDIR",
+    },
+    Known {
+        id: "overlayfs-acl-setgid",
+        whose: Whose::Overlayfs,
+        reason: "removing an ACL takes the set-group-id bit away from who is not in the group, also where there is none; from then on the trees are not compared",
+    },
+    Known {
+        id: "unwritten-holes",
+        whose: Whose::Union,
+        reason: "space that was set aside and not written is a hole to lseek as long as nothing of it is in the page cache of the branch, where the daemon reads more, or less, than others; the run ends",
+    },
+    Known {
         id: "chown-of-nothing",
         whose: Whose::Union,
         reason: "chown(2) with neither owner nor group takes no set-id bits away for root, is no error for strangers, and takes the bits away for them only while somebody may be writing past the daemon (io=passthrough): the kernel does not say what it is; it is not made",
@@ -177,6 +199,15 @@ fn overlayfs(line: &Line, want: &Outcome, got: &Outcome) -> Option<&'static str>
         ("rename", _, Err(libc::EXDEV)) => Some("overlayfs-rename"),
         ("rmdir" | "rename", Ok(_), Err(libc::ENOTEMPTY)) => Some("overlayfs-rmdir"),
         ("seek", _, _) => Some("overlayfs-holes"),
+        (verb, Ok(old), Err(libc::ENOTDIR | libc::EEXIST))
+            if ATTRIBUTES.contains(&verb)
+                && (old.contains(" links 0") || want.dir_links == [0]) =>
+        {
+            Some("overlayfs-removed")
+        }
+        ("mprivate", Ok(want), Ok(got)) if after_mapped(want) == after_mapped(got) => {
+            Some("overlayfs-old-mapping")
+        }
         (_, Ok(old), Ok(new)) if old.replace(" links 0 ", " links 1 ") == *new => {
             Some("overlayfs-unlinked-links")
         }
@@ -189,11 +220,46 @@ fn overlayfs(line: &Line, want: &Outcome, got: &Outcome) -> Option<&'static str>
         ("seekdir", Ok(_), Ok(got)) if got.ends_with(" names") => {
             Some("overlayfs-listed-whiteouts")
         }
+        ("rmxattr" | "frmxattr", Ok(old), Ok(new))
+            if line.names_acl() && without_setgid(old) == *new =>
+        {
+            Some("overlayfs-acl-setgid")
+        }
         ("rmxattr" | "frmxattr", Ok(_), Err(libc::ENODATA)) if line.names_acl() => {
             Some("overlayfs-no-acl")
         }
         _ => None,
     }
+}
+
+/// Do two answers of lseek differ because of what is in the page cache? `native`: the file that was
+/// asked.
+pub fn is_unwritten_hole(line: &Line, want: &Outcome, got: &Outcome, native: &Place) -> bool {
+    let mut args = line.args();
+    let Ok(slot) = args.slot() else {
+        return false;
+    };
+    let file = native.slots[slot].as_ref().map(|slot| slot.fd.as_raw_fd());
+    line.verb() == "seek"
+        && matches!(
+            line.words.last().map(Vec::as_slice),
+            Some(b"hole" | b"data")
+        )
+        && (want.answer.is_ok() || got.answer.is_ok())
+        && file.is_some_and(|fd| sys::has_unwritten(fd).unwrap_or(false))
+}
+
+/// A description of a file with the set-group-id bit taken away.
+fn without_setgid(text: &str) -> String {
+    let (mode, rest) = text.split_once(' ').unwrap_or((text, ""));
+    let bits = u32::from_str_radix(mode, 8).unwrap_or(0) & !libc::S_ISGID;
+    format!("{bits:o} {rest}")
+}
+
+/// What came after a mapping, of which the length and the data are told first.
+fn after_mapped(text: &str) -> Option<&str> {
+    let (_, mapped) = text.split_once(", mapped ")?;
+    mapped.split_once(", ").map(|(_, rest)| rest)
 }
 
 /// Is the only difference that a time, at the end, is new?
@@ -227,7 +293,12 @@ fn without_devices(more: &str, fewer: &str) -> bool {
 pub fn parts_trees(id: &str) -> bool {
     matches!(
         id,
-        "overlayfs-rename" | "overlayfs-rmdir" | "long-directory-names" | "overlayfs-holes"
+        "overlayfs-rename"
+            | "overlayfs-rmdir"
+            | "long-directory-names"
+            | "overlayfs-holes"
+            | "overlayfs-acl-setgid"
+            | "unwritten-holes"
     )
 }
 
@@ -259,11 +330,13 @@ pub fn drop_linked(found: &mut Vec<String>, tree: &Tree, linked: &HashSet<Identi
     });
 }
 
+/// What changes the attributes of an open file.
+const ATTRIBUTES: [&str; 5] = ["fchmod", "fchown", "futimens", "fsetxattr", "frmxattr"];
+
 /// Does overlayfs perhaps bring back a file that was removed?
 pub fn revives(line: &Line, want: &Outcome) -> bool {
-    let changes = ["fchmod", "fchown", "futimens", "fsetxattr", "frmxattr"];
     let gone = |text: &String| text.contains(" links 0");
-    changes.contains(&line.verb()) && want.answer.as_ref().is_ok_and(gone)
+    ATTRIBUTES.contains(&line.verb()) && want.answer.as_ref().is_ok_and(gone)
 }
 
 /// Takes the whiteouts that overlayfs lists out of its tree.

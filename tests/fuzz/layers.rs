@@ -4,7 +4,7 @@
 use super::exec::{Place, errno_of};
 use super::line::Line;
 use super::sys::{self, HERE};
-use super::tree::{Identity, extents};
+use super::tree::extents;
 use anyhow::{Context, Result};
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CString, OsStr};
@@ -164,32 +164,31 @@ fn set_times(path: &Path, times: [libc::timespec; 2]) -> Result<()> {
 
 /// What a merged tree does not show.
 pub struct Merged {
-    /// How many names of each file are hidden.
-    pub hidden: HashMap<Identity, u32>,
+    /// Some files have names that are hidden.
+    pub hides_names: bool,
     /// A directory was merged with one below a file: overlayfs does not.
     pub passed_over_file: bool,
 }
 
 /// Merges layers (topmost first, marks as overlayfs makes them) into an empty directory, by the
-/// rules of overlayfs or those of AUFS.
-pub fn merge(layers: &[PathBuf], into: &Path, rules: Marks) -> Result<Merged> {
+/// rules of overlayfs or those of AUFS. Names that are hidden count as links: they are made `aside`,
+/// another one.
+pub fn merge(layers: &[PathBuf], into: &Path, aside: &Path, rules: Marks) -> Result<Merged> {
     let mut merge = Merge {
         copies: HashMap::new(),
         rules,
         passed_over_file: false,
     };
     merge.directory(layers, into)?;
-    let mut hidden = HashMap::new();
+    let mut hidden = 0;
     for (copy, links) in merge.copies.values() {
-        let info = errno_of(sys::statx(HERE, &c_path(copy)?, libc::AT_SYMLINK_NOFOLLOW))?;
-        let birth = &info.stx_btime;
-        let identity = (info.stx_ino, birth.tv_sec, birth.tv_nsec);
-        if *links > info.stx_nlink {
-            hidden.insert(identity, *links - info.stx_nlink);
+        for _ in fs::symlink_metadata(copy)?.nlink()..u64::from(*links) {
+            fs::hard_link(copy, aside.join(hidden.to_string()))?;
+            hidden += 1;
         }
     }
     Ok(Merged {
-        hidden,
+        hides_names: hidden > 0,
         passed_over_file: merge.passed_over_file,
     })
 }

@@ -88,7 +88,13 @@ impl Run {
             if *got == want || (whose == Whose::Overlayfs && !self.world.overlay_counts) {
                 continue;
             }
-            match known::excuse(line, whose, &want, got) {
+            let known = known::excuse(line, whose, &want, got).or_else(|| {
+                let native = &self.world.native;
+                let hole =
+                    whose == Whose::Union && known::is_unwritten_hole(line, &want, got, native);
+                hole.then_some("unwritten-holes")
+            });
+            match known {
                 Some(id) => {
                     *self.excused.entry(id).or_default() += 1;
                     if known::parts_trees(id) {
@@ -127,11 +133,10 @@ impl Run {
             .values()
             .filter(|i| i.fields.get("links").is_some_and(|n| n != "1"));
         self.linked.extend(several.map(|i| i.identity));
-        let none = HashMap::new();
-        let got = tree::read(&self.world.union.root, &self.world.view(&none));
+        let got = tree::read(&self.world.union.root, &self.world.view());
         report(when, Whose::Union, self.union_differs(&want, &got))?;
         if self.world.overlay_counts {
-            let mut got = tree::read(&self.world.overlay.root, &self.world.view(&none));
+            let mut got = tree::read(&self.world.overlay.root, &self.world.view());
             known::drop_listed_whiteouts(&mut got);
             let mut found = tree::differences(&want, &got, 20);
             known::drop_new_times(&mut found, &want);
@@ -141,8 +146,7 @@ impl Run {
     }
 
     fn read_native(&self) -> Tree {
-        let native = &self.world.native;
-        tree::read(&native.root, &self.world.view(&native.hidden))
+        tree::read(&self.world.native.root, &self.world.view())
     }
 
     fn union_differs(&mut self, want: &Tree, got: &Tree) -> Vec<String> {
@@ -185,16 +189,22 @@ impl Run {
         let want = self.read_native();
         let mut verdict = Ok(());
         let linked = self.linked.clone();
+        let overlay = tree::read(&self.world.overlay.root, &self.world.view());
+        let mut new_times = tree::differences(&want, &overlay, usize::MAX);
+        let mut others = new_times.clone();
+        known::drop_new_times(&mut others, &want);
+        new_times.retain(|text| !others.contains(text));
         let swapped = self.world.swap(|world| {
-            let none = HashMap::new();
-            let mut on_ours = tree::read(&world.overlay.root, &world.view(&none));
+            let mut on_ours = tree::read(&world.overlay.root, &world.view());
             known::drop_listed_whiteouts(&mut on_ours);
-            let on_theirs = tree::read(&world.union.root, &world.view(&none));
+            let on_theirs = tree::read(&world.union.root, &world.view());
             let mut found = tree::differences(&want, &on_ours, 20);
             known::drop_new_times(&mut found, &want);
             known::drop_more_links(&mut found);
             verdict = report("swap", Whose::Overlayfs, found).and_then(|()| {
                 let mut found = tree::differences(&want, &on_theirs, 20);
+                // What overlayfs showed itself is on its branches.
+                found.retain(|text| !new_times.contains(text));
                 known::drop_more_links(&mut found);
                 known::drop_linked(&mut found, &want, &linked);
                 report("swap", Whose::Union, found)

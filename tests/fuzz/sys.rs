@@ -148,6 +148,44 @@ pub fn syncfs(file: RawFd) -> Answer<usize> {
     call(libc::SYS_syncfs, &[fd(file)])
 }
 
+/// Has a file space that was set aside for it and holds no data yet?
+pub fn has_unwritten(file: RawFd) -> Answer<bool> {
+    const FS_IOC_FIEMAP: usize = 0xC020_660B;
+    const UNWRITTEN: u32 = 0x800;
+    const EXTENTS: usize = 64;
+    /// `struct fiemap` with what follows it.
+    #[repr(C)]
+    struct Map {
+        start: u64,
+        length: u64,
+        flags: u32,
+        mapped: u32,
+        count: u32,
+        reserved: u32,
+        extents: [Extent; EXTENTS],
+    }
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    struct Extent {
+        place: [u64; 5],
+        flags: u32,
+        reserved: [u32; 3],
+    }
+    let mut map = Map {
+        start: 0,
+        length: u64::MAX,
+        flags: 0,
+        mapped: 0,
+        count: EXTENTS as u32,
+        reserved: 0,
+        extents: [Extent::default(); EXTENTS],
+    };
+    let args = [fd(file), FS_IOC_FIEMAP, &raw mut map as usize];
+    call(libc::SYS_ioctl, &args)?;
+    let mapped = map.extents.iter().take(map.mapped as usize);
+    Ok(mapped.into_iter().any(|e| e.flags & UNWRITTEN != 0))
+}
+
 pub fn lseek(file: RawFd, offset: i64, whence: i32) -> Answer<usize> {
     let args = [fd(file), offset as usize, whence as usize];
     call(libc::SYS_lseek, &args)

@@ -2,7 +2,7 @@
 
 use super::exec::{errno_name, read_listing, show_xattr};
 use super::sys::{self, Answer, HERE};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -25,17 +25,15 @@ pub struct Item {
 pub type Tree = BTreeMap<Vec<u8>, Item>;
 
 /// How a tree is looked at.
-pub struct View<'a> {
+pub struct View {
     /// Times from then on are all alike.
     pub began: i64,
-    /// Links that nobody sees, by file.
-    pub hidden: &'a HashMap<Identity, u32>,
     /// Also the time of the last change of each file, and marks of unions: for layers, which stay.
     pub exact: bool,
 }
 
 /// Reads everything below a directory.
-pub fn read(root: &OwnedFd, view: &View<'_>) -> Tree {
+pub fn read(root: &OwnedFd, view: &View) -> Tree {
     let mut tree = Tree::new();
     if let Err(errno) = sys::fchdir(root.as_raw_fd()).map(drop) {
         tree.insert(b".".to_vec(), failed(errno));
@@ -54,7 +52,7 @@ fn failed(errno: i32) -> Item {
     }
 }
 
-fn directory(path: &[u8], view: &View<'_>, tree: &mut Tree) {
+fn directory(path: &[u8], view: &View, tree: &mut Tree) {
     let own = if path.is_empty() { b"." } else { path };
     let listed = c_path(own)
         .and_then(|p| sys::open(HERE, &p, libc::O_RDONLY | libc::O_DIRECTORY, 0))
@@ -97,14 +95,14 @@ fn c_path(path: &[u8]) -> Answer<CString> {
     CString::new(path).map_err(|_| libc::EINVAL)
 }
 
-fn item(path: &[u8], view: &View<'_>) -> Item {
+fn item(path: &[u8], view: &View) -> Item {
     match c_path(path).and_then(|path| look(&path, view)) {
         Ok(item) => item,
         Err(errno) => failed(errno),
     }
 }
 
-fn look(path: &CString, view: &View<'_>) -> Answer<Item> {
+fn look(path: &CString, view: &View) -> Answer<Item> {
     let info = sys::statx(HERE, path, libc::AT_SYMLINK_NOFOLLOW)?;
     let birth = &info.stx_btime;
     let identity = (info.stx_ino, birth.tv_sec, birth.tv_nsec);
@@ -119,8 +117,7 @@ fn look(path: &CString, view: &View<'_>) -> Answer<Item> {
     if kind == libc::S_IFDIR {
         dir_links = Some(info.stx_nlink);
     } else {
-        let hidden = view.hidden.get(&identity).copied().unwrap_or(0);
-        fields.insert("links", (info.stx_nlink + hidden).to_string());
+        fields.insert("links", info.stx_nlink.to_string());
         fields.insert("size", info.stx_size.to_string());
     }
     if kind == libc::S_IFCHR || kind == libc::S_IFBLK {
@@ -155,7 +152,7 @@ fn look(path: &CString, view: &View<'_>) -> Answer<Item> {
     })
 }
 
-fn xattrs(path: &CString, view: &View<'_>, fields: &mut BTreeMap<&'static str, String>) {
+fn xattrs(path: &CString, view: &View, fields: &mut BTreeMap<&'static str, String>) {
     let names = match sys::listxattr(path) {
         Ok(names) => names,
         Err(errno) => {

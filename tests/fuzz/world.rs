@@ -7,7 +7,6 @@ use super::layers::{self, Marks, c_path, place};
 use super::sys::{self, HERE};
 use super::tree::{self, Tree, View};
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::HashMap;
 use std::ffi::{CString, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
@@ -32,6 +31,8 @@ pub struct World {
     pub union: Place,
     /// Does overlayfs still have the same tree?
     pub overlay_counts: bool,
+    /// Some files of the layers have names that nobody sees.
+    hides_names: bool,
     layers_before: Vec<Tree>,
 }
 
@@ -64,7 +65,9 @@ impl World {
                 fs::create_dir_all(dir.join(side).join(part))?;
             }
         }
-        fs::create_dir_all(dir.join("native"))?;
+        for name in ["native", "aside"] {
+            fs::create_dir_all(dir.join(name))?;
+        }
         let mut stack = Vec::new();
         for (number, lines) in case.layers.iter().enumerate() {
             let (kernel, ours) = match number {
@@ -82,10 +85,9 @@ impl World {
                 fs::create_dir(dir.join(name))?;
             }
         }
-        let merged = layers::merge(&stack, &dir.join("native"), grammar)?;
+        let merged = layers::merge(&stack, &dir.join("native"), &dir.join("aside"), grammar)?;
         let began = now();
-        let mut native = place(&dir.join("native"), began)?;
-        native.hidden = merged.hidden;
+        let native = place(&dir.join("native"), began)?;
         let spare = || place(Path::new("/"), began);
         let mut world = Self {
             dir: dir.to_owned(),
@@ -98,6 +100,7 @@ impl World {
             overlay: spare()?,
             union: spare()?,
             overlay_counts: !merged.passed_over_file,
+            hides_names: merged.hides_names,
             layers_before: Vec::new(),
         };
         world.layers_before = world.layers()?;
@@ -114,7 +117,6 @@ impl World {
         };
         let view = View {
             began: self.began,
-            hidden: &HashMap::new(),
             exact: true,
         };
         let mut found = Vec::new();
@@ -247,7 +249,7 @@ impl World {
         flush.arg("plink").arg(self.dir.join("ua/m")).arg("flush");
         let output = flush.stdin(Stdio::null()).output()?;
         let text = String::from_utf8_lossy(&output.stderr);
-        let hidden = !self.native.hidden.is_empty() && text.contains("that are not shown");
+        let hidden = self.hides_names && text.contains("that are not shown");
         ensure!(output.status.success() || hidden, "plink flush: {text}");
         Ok(output.status.success())
     }
@@ -296,10 +298,9 @@ impl World {
         self.grammar == Marks::Overlay
     }
 
-    pub fn view<'a>(&self, hidden: &'a HashMap<tree::Identity, u32>) -> View<'a> {
+    pub fn view(&self) -> View {
         View {
             began: self.began,
-            hidden,
             exact: false,
         }
     }
