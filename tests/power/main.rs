@@ -1,5 +1,5 @@
 //! Loss of power at every moment, as a program: `power --dir DIR --uaufs PROGRAM [--quick] [--only
-//! WORDS] [--seed N] [--part N/OF]`. See docs/reliability.md.
+//! WORDS] [--seed N] [--part N/OF] [--every N]`. See docs/reliability.md.
 
 #[allow(dead_code, reason = "shared with another test")]
 #[path = "../faults/branches.rs"]
@@ -29,12 +29,14 @@ struct Options {
     seed: u64,
     /// Every so many-th scenario, from this one on.
     part: (usize, usize),
+    /// The journal is written before every so many-th call; which, the seed tells.
+    every: usize,
 }
 
 fn parse() -> Result<Options> {
     let (mut dir, mut program) = (None, None);
     let (mut quick, mut only) = (false, String::new());
-    let (mut seed, mut part) = (1, (0, 1));
+    let (mut seed, mut part, mut every) = (1, (0, 1), 1);
     let mut words = std::env::args_os().skip(1);
     while let Some(word) = words.next() {
         let word = word.to_string_lossy().into_owned();
@@ -49,6 +51,7 @@ fn parse() -> Result<Options> {
             "--quick" => quick = true,
             "--only" => only = text()?,
             "--seed" => seed = text()?.parse()?,
+            "--every" => every = text()?.parse::<usize>()?.max(1),
             "--part" => {
                 let text = text()?;
                 let (number, of) = text.split_once('/').context("--part: N/OF")?;
@@ -68,6 +71,7 @@ fn parse() -> Result<Options> {
         only,
         seed,
         part,
+        every,
     })
 }
 
@@ -145,7 +149,8 @@ fn try_all(
     if options.quick {
         return Ok(());
     }
-    for call in 0..calls {
+    let first = dice.below(options.every);
+    for call in (first..calls).step_by(options.every) {
         one(&Ticks::At([call].into()), dice)?;
     }
     for _ in 0..3 {
