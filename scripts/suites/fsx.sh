@@ -1,6 +1,7 @@
 # shellcheck shell=bash disable=SC2034
 # fsx (crate of that name): random operations on one file, every read checked. The file may lie on a lower branch
-# before, so that copy-up happens in the middle of things.
+# before, so that copy-up happens in the middle of things. FSX_OPERATIONS (default 5000), FSX_KINDS (default "mapped plain
+# holes") and FSX_SEEDS (default 3) say how much is done.
 
 # fsx_config FILE KIND: mapped: with mmap; plain: without; holes: with fallocate, hole punching and copy_file_range.
 fsx_config() {
@@ -31,10 +32,11 @@ TOML
 
 # fsx_case SHAPE KIND SEED: one run; then a remount must show the same content.
 fsx_case() {
-    local label="fsx $1 $2 seed $3" file=$UNION/area/file-$2-$3
+    local label="fsx $1 $2 seed $3" file=$UNION/area/file-$2-$3 operations=${FSX_OPERATIONS:-5000}
     fsx_config "$WORK/fsx.toml" "$2"
-    if ! timeout -k 5 120 "$CACHE/bin/fsx" -q -f "$WORK/fsx.toml" -N "${FSX_OPERATIONS:-5000}" -S "$3" -P "$WORK" "$file" \
-        >"$WORK/fsx.log" 2>&1; then
+    # A hundred operations a second are few.
+    if ! timeout -k 5 "$((120 + operations / 100))" "$CACHE/bin/fsx" -q -f "$WORK/fsx.toml" -N "$operations" -S "$3" \
+        -P "$WORK" "$file" >"$WORK/fsx.log" 2>&1; then
         fail "$label: $(tail -n 1 "$WORK/fsx.log" | cut -c1-160)"
         log <"$WORK/fsx.log" >/dev/null
         return
@@ -51,18 +53,19 @@ fsx_case() {
 
 suite_fsx() {
     need_crate fsx "$FSX_VERSION"
-    local shape kind seed seeds=3
+    local shape kind seed kinds seeds=${FSX_SEEDS:-3}
+    read -ra kinds <<<"${FSX_KINDS:-mapped plain holes}"
     if [[ -n $QUICK ]]; then seeds=1; fi
     for shape in "${SHAPES[@]}"; do
         shape_new "$shape"
         mkdir -p "${FILL:-$WORK/shape/upper}/area"
-        for kind in mapped plain holes; do
+        for kind in "${kinds[@]}"; do
             for ((seed = 1; seed <= seeds; seed++)); do
                 if [[ -n $FILL ]]; then head -c 700000 /dev/urandom >"$FILL/area/file-$kind-$seed"; fi
             done
         done
         shape_up
-        for kind in mapped plain holes; do
+        for kind in "${kinds[@]}"; do
             for ((seed = 1; seed <= seeds; seed++)); do
                 fsx_case "$shape" "$kind" "$seed"
             done
