@@ -116,6 +116,9 @@ pub const LOWEST: &str = "
     mkdir e 755
 ";
 
+/// What names have that only some forms can have.
+const LONG: &str = "{n*254}";
+
 /// Files of the upper layer that overlayfs copied up without their data, and of the lower.
 const METACOPY: (&str, &str) = (
     "
@@ -258,14 +261,17 @@ pub fn all() -> Result<Vec<Scenario>> {
             layers[0].push_str(METACOPY.0);
             layers[1].push_str(METACOPY.1);
         }
-        let layers: Vec<_> = layers.iter().map(|l| lines(l)).collect::<Result<_>>()?;
+        // Else a name that long is listed, and none.
+        let long_names = mode.marks != Marks::Aufs || mode.options.contains("namelen=255");
+        let mut layers: Vec<_> = layers.iter().map(|l| lines(l)).collect::<Result<_>>()?;
+        for layer in layers.iter_mut().filter(|_| !long_names) {
+            layer.retain(|line| !line.has_long_name());
+        }
         let more = RENAMES.iter().filter(|_| renames);
         let fills = FILLS.iter().filter(|_| metacopy);
         for text in STEPS.iter().chain(more).chain(fills) {
             let (act, first) = text.split_once(" | ").unwrap_or((text, ""));
-            // Without it a name that long is none.
-            let long = mode.marks != Marks::Aufs || mode.options.contains("namelen=255");
-            if text.contains("{n*254}") && !long {
+            if text.contains(LONG) && !long_names {
                 continue;
             }
             found.push(Scenario {
