@@ -50,9 +50,9 @@ impl Scratch {
     }
 
     /// A served mount of which the caller has the process.
-    fn in_foreground(&self) -> Child {
+    fn in_foreground(&self, options: &str) -> Child {
         let child = self
-            .command(&["-f", "-o", "br=rw=rw:ro=ro", "m"])
+            .command(&["-f", "-o", options, "m"])
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
@@ -166,7 +166,7 @@ fn signals_end_the_foreground() {
         return;
     };
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let mut child = scratch.in_foreground();
+        let mut child = scratch.in_foreground("br=rw=rw:ro=ro");
         kill(Pid::from_raw(child.id() as i32), Signal::SIGHUP).unwrap();
         assert!(scratch.path("m/file").exists(), "SIGHUP is ignored");
         assert_eq!(stop(&mut child, signal), 0);
@@ -179,7 +179,7 @@ fn a_busy_mount_is_served_until_its_last_user_is_gone() {
     let Some(scratch) = Scratch::new() else {
         return;
     };
-    let mut child = scratch.in_foreground();
+    let mut child = scratch.in_foreground("br=rw=rw:ro=ro");
     let mut file = fs::File::open(scratch.path("m/file")).unwrap();
     kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
     eventually("the mount is out of sight", || !scratch.mounted());
@@ -197,7 +197,7 @@ fn a_dead_mount_is_named_and_can_be_unmounted() {
     let Some(scratch) = Scratch::new() else {
         return;
     };
-    let mut child = scratch.in_foreground();
+    let mut child = scratch.in_foreground("br=rw=rw:ro=ro,nosupervise");
     child.kill().unwrap();
     child.wait().unwrap();
     let output = scratch.run(&["-o", "br=rw=rw:ro=ro", "m"]);

@@ -378,8 +378,16 @@ impl Union {
     /// The daemon was killed: takes off what is left.
     pub fn bury(mut self) -> Result<()> {
         self.leave()?;
-        errno_of(sys::umount(&c_path(&self.at)?, libc::MNT_DETACH))?;
+        self.detach()?;
         self.wait()
+    }
+
+    fn detach(&self) -> Result<()> {
+        match sys::umount(&c_path(&self.at)?, libc::MNT_DETACH) {
+            // The watcher of the daemon was faster.
+            Err(libc::EINVAL) => Ok(()),
+            done => errno_of(done).map(drop),
+        }
     }
 }
 
@@ -387,9 +395,7 @@ impl Drop for Union {
     fn drop(&mut self) {
         let _ = self.leave();
         // It is still there after a trial that failed.
-        if let Ok(at) = c_path(&self.at)
-            && sys::umount(&at, libc::MNT_DETACH).is_ok()
-        {
+        if self.detach().is_ok() {
             let _ = self.wait();
         }
     }

@@ -111,7 +111,7 @@ fn the_socket_goes_with_the_mount_and_a_killed_daemons_is_swept() {
     m.umount();
     eventually("the socket's end", || !path.exists());
 
-    let mut daemon = m.serve("br=b0=rw");
+    let mut daemon = m.serve("br=b0=rw,nosupervise");
     let stale = socket_path(&m);
     daemon.kill().unwrap();
     daemon.wait().unwrap();

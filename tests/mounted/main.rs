@@ -2,6 +2,7 @@
 //! /dev/fuse.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod dead_daemon;
 mod fixture;
 mod fstab;
 mod full;

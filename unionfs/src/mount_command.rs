@@ -4,6 +4,7 @@ use anyhow::Context;
 use log::LevelFilter;
 use parking_lot::Mutex;
 use std::ffi::OsString;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
@@ -11,7 +12,9 @@ use unionfs::control::live::Live;
 use unionfs::control::place::{Listening, listen_for};
 use unionfs::control::query::Queries;
 use unionfs::control::{new_instance, server};
+use unionfs::daemon::watch::Watch;
 use unionfs::daemon::{self, Process, Readiness, logger, signals};
+use unionfs::fuse::leftover::Leftover;
 use unionfs::fuse::notify::effects;
 use unionfs::fuse::{
     IoPlan, MountRequest, Mounted, ServeConfig, check_mountpoint, mount, plan, serve,
@@ -79,6 +82,8 @@ fn mount_and_serve(
     plan: IoPlan,
     readiness: Option<Readiness>,
 ) -> anyhow::Result<u8> {
+    // Before there are threads, and before branches are opened and locked.
+    let watch = supervise(&job);
     // Before mounting, so that branches at, above or below the mount point are not covered by it.
     let union = Arc::new(Union::open(&job.spec)?);
     // From here on a signal must not leave a mount without a server.
@@ -95,6 +100,9 @@ fn mount_and_serve(
         flags: job.spec.mount,
         read_only: union.read_only(),
     })?;
+    if let Some(watch) = &watch {
+        watch.mounted(Leftover::of(&handle), device.as_fd());
+    }
     for warning in warnings {
         log::warn!("{warning}");
     }
@@ -125,16 +133,38 @@ fn mount_and_serve(
         plan: settled,
         changing: Mutex::new(()),
     };
-    let _listening = control(live, &mut config);
-    signals::watch(handle.clone(), Arc::clone(&config.stats))
+    let listening = control(live, &mut config);
+    if let (Some(watch), Some(listening)) = (&watch, &listening) {
+        watch.listening(&listening.path);
+    }
+    let thread = signals::watch(handle.clone(), Arc::clone(&config.stats))
         .context("cannot start the signal thread")?;
-    serve(union, device, config).map(|_| 0).map_err(|error| {
+    if let (Some(watch), Some(thread)) = (&watch, &thread) {
+        watch.living(thread.as_fd());
+    }
+    drop(thread);
+    let end = serve(union, device, config).map(|_| 0).map_err(|error| {
         // Nothing answers there any more: do not leave a dead mount behind.
         if let Err(error) = handle.unmount(true) {
             log::debug!("{error}");
         }
         error.into()
-    })
+    });
+    drop(listening);
+    if let Some(watch) = watch {
+        watch.done();
+    }
+    end
+}
+
+/// Starts the watcher, unless none is wanted or none can be had.
+fn supervise(job: &MountJob) -> Option<Watch> {
+    if !job.spec.options.supervise {
+        return None;
+    }
+    Watch::start(job.foreground || job.debug)
+        .inspect_err(|error| log::warn!("nobody watches over the mount: {error}"))
+        .ok()
 }
 
 /// Lets the mount be asked and, where a socket can be made, changed.

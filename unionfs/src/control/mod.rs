@@ -17,7 +17,7 @@ pub mod query;
 pub mod server;
 pub mod tiering;
 pub mod users;
-mod wire;
+pub(crate) mod wire;
 
 pub use ask::ask;
 pub use client::Client;

@@ -13,7 +13,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 
 /// Sends a message.
-pub(super) fn send<M: Serialize>(
+pub(crate) fn send<M: Serialize>(
     socket: impl AsFd,
     message: &M,
     fds: &[BorrowedFd<'_>],
@@ -37,7 +37,7 @@ pub(super) fn send<M: Serialize>(
 }
 
 /// Receives a message; `None` at the end of the connection. EBADMSG for what is none.
-pub(super) fn receive<M: DeserializeOwned>(socket: impl AsFd) -> Result<Option<(M, Vec<OwnedFd>)>> {
+pub(crate) fn receive<M: DeserializeOwned>(socket: impl AsFd) -> Result<Option<(M, Vec<OwnedFd>)>> {
     let mut bytes = vec![0; MAX_PACKET];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

@@ -1,4 +1,4 @@
-//! The process around a mount: going to the background, signals, the log.
+//! The process around a mount: going to the background, signals, the log, and the watch over it.
 //!
 //! The order matters: [`background`] forks while there is one thread only; the daemon keeps its
 //! standard error until [`Readiness::announce`], so that every failure up to then is still a line
@@ -7,6 +7,8 @@
 pub mod logger;
 pub mod signals;
 mod sys;
+pub mod watch;
+mod watcher;
 
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;

@@ -9,8 +9,12 @@ use crate::fuse::mount::MountHandle;
 use crate::setup::SetupError;
 use crate::stats::Stats;
 use nix::sys::signal::{SigSet, Signal};
+use rustix::process::{PidfdFlags, pidfd_open};
+use rustix::thread::gettid;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::thread::Builder;
 
 /// Blocks the signals in this thread and those it will start. Call before there are others.
@@ -33,12 +37,19 @@ fn handled() -> SigSet {
     .collect()
 }
 
-/// Starts the thread that answers the signals of the process. It lives as long as the process.
+/// PIDFD_THREAD of linux/pidfd.h: told of the end of one thread.
+const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL as u32);
+
+/// Starts the thread that answers the signals of the process. It lives as long as the process; returns
+/// its pidfd, where the kernel has that (Linux 6.9).
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub fn watch(mount: MountHandle, stats: Arc<Stats>) -> io::Result<()> {
+pub fn watch(mount: MountHandle, stats: Arc<Stats>) -> io::Result<Option<OwnedFd>> {
+    let (tell, told) = channel();
     Builder::new().name("signals".into()).spawn(move || {
+        // Somebody waits for it.
+        let _ = tell.send(pidfd_open(gettid(), PIDFD_THREAD).ok());
         let mut ending = false;
         loop {
             match handled().wait() {
@@ -52,7 +63,7 @@ pub fn watch(mount: MountHandle, stats: Arc<Stats>) -> io::Result<()> {
             }
         }
     })?;
-    Ok(())
+    Ok(told.recv().ok().flatten())
 }
 
 /// Unmounts. In use, the mount leaves the tree at once and is served until its last user is gone;

@@ -5,6 +5,7 @@
 //!
 //! * [`plan`]: how opens are answered and data flows, decided once per mount;
 //! * [`mod@mount`]: the mount itself (mount(2), fsmount(2) or fusermount3) and its end;
+//! * [`leftover`]: mounts whose daemon has died;
 //! * [`session`]: [`serve`] runs the request loop until the mount is gone;
 //! * [`notify`]: what the kernel is told without having asked;
 //! * [`idmap`]: translation of owners between the mount and the branches.
@@ -15,6 +16,7 @@ mod convert;
 mod filesystem;
 pub mod fusermount;
 pub mod idmap;
+pub mod leftover;
 mod listings;
 pub mod mount;
 pub mod notify;

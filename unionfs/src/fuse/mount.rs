@@ -14,6 +14,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags as KernelFlags, UnmountFlags,
     fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
 };
+use serde::{Deserialize, Serialize};
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -53,18 +54,23 @@ pub struct Mounted {
 #[derive(Clone, Debug)]
 pub struct MountHandle {
     mountpoint: PathBuf,
-    /// `stx_mnt_id`; `None` on kernels before 5.8.
-    id: Option<u64>,
+    /// `None` where statx(2) is filtered.
+    identity: Option<Identity>,
 }
 
 impl MountHandle {
+    /// Where it was made, and what tells it from others.
+    pub(super) fn parts(&self) -> (&Path, Option<Identity>) {
+        (&self.mountpoint, self.identity)
+    }
+
     /// Unmounts, unless another mount has taken the place meanwhile. `lazy`: out of sight at once,
     /// gone when its last user is.
     ///
     /// # Errors
     /// EBUSY while it is in use, ENOENT when it is not there any more.
     pub fn unmount(&self, lazy: bool) -> Result<()> {
-        if self.id.is_some() && mount_id(&self.mountpoint) != self.id {
+        if !is_there(&self.mountpoint, self.identity) {
             return Err(SetupError::path(
                 &self.mountpoint,
                 Errno::NOENT,
@@ -124,7 +130,13 @@ pub fn check_mountpoint(path: &Path) -> Result<()> {
 /// Type and permissions of what is at `path` now: a mount whose server is gone may still answer
 /// out of the kernel's cache, so that is passed by.
 fn mode_now(path: &Path) -> core::result::Result<u32, Errno> {
-    match statx(CWD, path, AtFlags::STATX_FORCE_SYNC, StatxFlags::TYPE) {
+    let ask = || statx(CWD, path, AtFlags::STATX_FORCE_SYNC, StatxFlags::TYPE);
+    // Its server died while it was asked, and the mount was taken away meanwhile.
+    let answer = match ask() {
+        Err(Errno::CONNABORTED) => ask(),
+        answer => answer,
+    };
+    match answer {
         Ok(stat) => Ok(stat.stx_mode.into()),
         // Before Linux 4.11, or filtered by seccomp.
         Err(Errno::NOSYS | Errno::PERM) => rustix::fs::stat(path).map(|stat| stat.st_mode),
@@ -235,7 +247,7 @@ pub fn mount(request: &MountRequest) -> Result<Mounted> {
 fn mounted(request: &MountRequest, device: OwnedFd, warnings: Vec<String>) -> Mounted {
     let handle = MountHandle {
         mountpoint: request.mountpoint.clone(),
-        id: mount_id(&request.mountpoint),
+        identity: identity(&request.mountpoint),
     };
     Mounted {
         device,
@@ -393,11 +405,33 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<()> {
     Err(SetupError::path(mountpoint, errno, what))
 }
 
-/// The id of the mount at `path`. Sends no request to its server.
-fn mount_id(path: &Path) -> Option<u64> {
+/// What tells a mount from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Identity {
+    /// `stx_mnt_id`, the first field of mountinfo; `None` before Linux 5.8.
+    pub id: Option<u64>,
+    /// Major and minor number of the filesystem.
+    pub device: (u32, u32),
+}
+
+/// Which mount is at `path`. Sends no request to its server.
+fn identity(path: &Path) -> Option<Identity> {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW;
     let stat = statx(CWD, path, flags, StatxFlags::MNT_ID).ok()?;
-    (stat.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(stat.stx_mnt_id)
+    let told = stat.stx_mask & StatxFlags::MNT_ID.bits() != 0;
+    Some(Identity {
+        id: told.then_some(stat.stx_mnt_id),
+        device: (stat.stx_dev_major, stat.stx_dev_minor),
+    })
+}
+
+/// Is it that mount which is at `path`, as far as the kernel tells?
+pub(super) fn is_there(path: &Path, mount: Option<Identity>) -> bool {
+    let Some(mount) = mount else { return true };
+    identity(path).is_some_and(|now| match now.id {
+        Some(id) => mount.id.is_none_or(|wanted| wanted == id),
+        None => now.device == mount.device,
+    })
 }
 
 #[cfg(test)]

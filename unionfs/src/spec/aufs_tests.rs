@@ -157,6 +157,8 @@ fn every_option_that_sets_something() {
         ("writeback", S::Writeback(true)),
         ("writeback=0", S::Writeback(false)),
         ("threads=4", S::Threads(4)),
+        ("supervise", S::Supervise(true)),
+        ("nosupervise", S::Supervise(false)),
         ("timeout=3600", S::Timeout(Duration::from_secs(3600))),
         ("ro", mount(MountSetting::ReadOnly(true))),
         ("rw", mount(MountSetting::ReadOnly(false))),
@@ -186,7 +188,7 @@ fn settings_reach_their_fields() {
     let spec = spec(
         "br=/a=rw:/b=rw:/c,udba=notify,create=mfs,cpup=bu,diropq=a,dirwh=7,dirren,dirperm1,noplink,\
          shwh,sum,namelen=255,strict,format=overlay,volatile,io=cache,open=none,writeback,threads=2,\
-         timeout=5,noacl,moveonenospc=pmfs,fhsm_sec=7,uidmapping=0:1:1,squash_to_gid=3,nosuid,nodev,noexec,allow_other,fsname=x",
+         timeout=5,noacl,nosupervise,moveonenospc=pmfs,fhsm_sec=7,uidmapping=0:1:1,squash_to_gid=3,nosuid,nodev,noexec,allow_other,fsname=x",
     );
     let hold = Duration::from_secs(30);
     let mut expected = Options::defaults(Grammar::Aufs);
@@ -202,6 +204,7 @@ fn settings_reach_their_fields() {
     (expected.volatile, expected.writeback, expected.acl) = (true, true, false);
     (expected.io, expected.open) = (IoMode::Cache, OpenMode::None);
     (expected.threads, expected.timeout) = (Some(2), Some(Duration::from_secs(5)));
+    expected.supervise = false;
     expected.uid_map = value::id_map(b"0:1:1").unwrap();
     expected.squash_gid = Some(3);
     assert_eq!(spec.options, expected);

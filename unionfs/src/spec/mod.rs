@@ -338,6 +338,8 @@ pub struct Options {
     pub open: OpenMode,
     /// `writeback`
     pub writeback: bool,
+    /// `supervise`: a watcher takes the mount away if the daemon dies.
+    pub supervise: bool,
     /// `timeout=`: lifetime of entries and attributes; `None` = by `udba`.
     pub timeout: Option<Duration>,
     /// `uidmapping=`
@@ -419,6 +421,7 @@ impl Options {
             io: IoMode::Auto,
             open: OpenMode::Auto,
             writeback: false,
+            supervise: true,
             timeout: None,
             uid_map: IdMap::default(),
             gid_map: IdMap::default(),

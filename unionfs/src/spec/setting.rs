@@ -54,6 +54,8 @@ pub enum Setting {
     Writeback(bool),
     /// `threads=`
     Threads(usize),
+    /// `supervise`
+    Supervise(bool),
     /// `timeout=`
     Timeout(Duration),
     /// `acl`
@@ -116,6 +118,7 @@ impl Setting {
             Self::Open(mode) => options.open = *mode,
             Self::Writeback(on) => options.writeback = *on,
             Self::Threads(count) => options.threads = Some(*count),
+            Self::Supervise(on) => options.supervise = *on,
             Self::Timeout(time) => options.timeout = Some(*time),
             Self::Acl(on) => options.acl = *on,
             Self::UidMap(map) => options.uid_map = map.clone(),
@@ -155,6 +158,7 @@ impl Setting {
             Self::Open(mode) => format!("open={mode}"),
             Self::Writeback(on) => format!("writeback={}", u8::from(*on)),
             Self::Threads(count) => format!("threads={count}"),
+            Self::Supervise(on) => toggle("supervise", *on),
             Self::Timeout(time) => format!("timeout={}", value::seconds_text(*time)),
             Self::Acl(on) => toggle("acl", *on),
             Self::UidMap(map) => format!("uidmapping={map}"),

@@ -62,6 +62,7 @@ fn fixed_at_mount(setting: &Setting) -> Option<&'static str> {
         Setting::Acl(_) => Some("who enforces ACLs was agreed with the kernel"),
         Setting::Watches(_) => Some("the watches are counted already"),
         Setting::Threads(_) => Some("the worker threads run already"),
+        Setting::Supervise(_) => Some("the watcher is started before the mount is made"),
         Setting::UidMap(_)
         | Setting::GidMap(_)
         | Setting::SquashUid(_)
@@ -98,6 +99,7 @@ mod tests {
         for option in [
             "io=cache",
             "threads=2",
+            "nosupervise",
             "noacl",
             "squash_to_uid=1",
             "nodirperm1",

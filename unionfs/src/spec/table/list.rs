@@ -88,6 +88,7 @@ pub(super) static OPTIONS: &[OptionDef] = &[
     def(Union, Both, &["namelen"], "=N", Value(namelen), "longest name (AUFS form 242, overlay form 255)"),
     def(Union, Both, &["strict"], "", Toggle(Setting::Strict), "a whiteout beside the entry it hides is EIO"),
     def(Union, Both, &["format"], "=aufs|overlay|auto", Value(|v| set(value::format(v), Setting::Format)), "marks of writable branches, or auto: as found"),
+    def(Union, Both, &["supervise"], "", Toggle(Setting::Supervise), "if the daemon dies, the mount is taken away"),
     def(Union, Aufs, &["droplvl"], "=1|2|3", Value(drop_level), "speed for features: 1 caching, 3 hard links too"),
     def(Union, Aufs, &["ephemeral"], "", Flag(|| dropped(3).into()), "the same as droplvl=3"),
 

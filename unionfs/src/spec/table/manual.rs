@@ -55,6 +55,7 @@ pub(super) static ENTRIES: &[Entry] = &[
     entry("namelen", "see above", "longest name, 14 to 255"),
     entry("strict", "off", "a whiteout beside the entry it hides, or one that is no regular file, is EIO, and the name is not listed; else the entry wins, and a whiteout of any type hides what is below"),
     entry("format", "by form", "how writable branches record deletions: `.wh.NAME`, or 0/0 devices. `auto`: every branch that does not say it is read as what is found on it (see `+auto`)"),
+    entry("supervise", "on", "a small process beside the daemon (`uaufs-watch`) takes the mount away when the daemon dies: what is asked meanwhile waits, and fails then; else a dead mount stays and answers ENOTCONN"),
     entry("droplvl", "", "AUFS form: 1 = `udba=none,dirperm1,nodirren`; 2 the same; 3 = that and `noplink`; negative levels bring the defaults back"),
     entry("ephemeral", "", "AUFS form: `droplvl=3`"),
 
