@@ -111,9 +111,14 @@ impl Outer<'_> {
                 sys::exit_now(1)
             }
             Cloned::Parent(daemon) => {
-                drop((theirs, device));
-                self.report
-                    .send_with(&OuterReport::Daemon(daemon.pid), &[daemon.pidfd.as_fd()])?;
+                drop(theirs);
+                self.report.send_with(
+                    &OuterReport::Daemon(daemon.pid),
+                    &[daemon.pidfd.as_fd(), device.as_fd()],
+                )?;
+                // From here on it is the daemon's and the launcher's: should both die, the
+                // connection ends.
+                drop(device);
                 match ours.receive::<DaemonReport>()? {
                     Some(DaemonReport::Ready) => Ok(mount),
                     Some(DaemonReport::Failed(message)) => bail!("{message}"),

@@ -244,11 +244,15 @@ fn start(store: &Store, record: &mut Record, plan: &Plan) -> Result<Container> {
     group::join(&plan.cgroup, outer_pid, true)?;
     report.send(&Go)?;
     let mut daemon = None;
+    // After the family, hence dropped before it: nobody who is to be reaped waits for a dead daemon.
+    let mut device = None;
     let init_pid = loop {
-        let (message, mut fds) = next_report(&report, &signals)?;
-        match (message, fds.pop()) {
+        let (message, fds) = next_report(&report, &signals)?;
+        let mut fds = fds.into_iter();
+        match (message, fds.next()) {
             (OuterReport::Daemon(pid), Some(pidfd)) => {
                 daemon = Some(pid);
+                device = fds.next();
                 family.0.push(ChildProcess { pid, pidfd });
             }
             (OuterReport::Init(pid), Some(pidfd)) => {
@@ -275,6 +279,7 @@ fn start(store: &Store, record: &mut Record, plan: &Plan) -> Result<Container> {
     Ok(Container {
         init: init_process,
         daemon: daemon.and_then(|_| take()),
+        device,
         channel: init,
         signals,
         oom: plan.cgroup.oom_counter.clone(),

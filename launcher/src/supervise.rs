@@ -12,9 +12,12 @@ use anyhow::Result;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// Seconds that the union daemon has for ending after the container.
 const DAEMON_SECONDS: i64 = 5;
+/// How long the command has for ending after its union daemon.
+const LAST_WILL: Duration = Duration::from_secs(3);
 
 /// A container that was just started.
 pub struct Container {
@@ -22,6 +25,9 @@ pub struct Container {
     pub init: ChildProcess,
     /// The union daemon.
     pub daemon: Option<ChildProcess>,
+    /// The union's device: while it is open here, who needs a daemon that died waits, instead of
+    /// failing at random (ENOTCONN, SIGBUS) before the container is ended.
+    pub device: Option<OwnedFd>,
     /// To init.
     pub channel: Channel,
     /// The launcher's signals.
@@ -56,6 +62,8 @@ impl Container {
         let end = self.wait(started);
         // Whatever it was: nothing of the container survives it.
         let _ = sys::pidfd_signal(self.init.pidfd.as_fd(), libc::SIGKILL);
+        // Not even SIGKILL ends one that waits for an answer; this does, if nobody can give it.
+        self.device = None;
         self.init.reap();
         let (daemon_died, daemon_status) = self.end_daemon();
         let oom_kills = self.oom.as_ref().map_or(0, group::oom_kills);
@@ -103,12 +111,15 @@ impl Container {
         let mut started = started;
         let mut relay: Option<Relay> = None;
         let mut hurry = false;
+        // When the container is to be gone that has lost its daemon.
+        let mut deadline: Option<Instant> = None;
         loop {
             let mut fds: Vec<PollFd<'_>> = vec![
                 PollFd::new(&self.channel, PollFlags::IN),
                 PollFd::new(&self.signals, PollFlags::IN),
             ];
             let daemon = self.daemon.as_ref().map(|d| d.pidfd.as_fd());
+            let daemon = daemon.filter(|_| deadline.is_none());
             fds.extend(daemon.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             let relay_at = fds.len();
             let relayed = relay.as_ref().map(Relay::waits).unwrap_or_default();
@@ -117,7 +128,15 @@ impl Container {
                     .iter()
                     .map(|(fd, what)| PollFd::from_borrowed_fd(*fd, *what)),
             );
-            match poll(&mut fds, None) {
+            let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return Ok(End::DaemonDied);
+            }
+            let timeout = left.map(|left| Timespec {
+                tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            });
+            match poll(&mut fds, timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno).explain(|| "waiting for the container".into()),
             }
@@ -131,12 +150,17 @@ impl Container {
             }
             if ready[0] {
                 match self.channel.receive_with::<InitReport>()? {
+                    None if deadline.is_some() => return Ok(End::DaemonDied),
                     None => return Ok(End::InitDied),
                     Some((InitReport::Exited(ending), _)) => {
                         if let Some(relay) = &mut relay {
-                            relay.drain(&self.signals, hurry);
+                            relay.drain(&self.signals, hurry || deadline.is_some());
                         }
-                        return Ok(End::Command(ending));
+                        // However it ended then, that is why.
+                        return Ok(match deadline {
+                            Some(_) => End::DaemonDied,
+                            None => End::Command(ending),
+                        });
                     }
                     Some((InitReport::Failed { code, message }, _)) => {
                         return Ok(End::Refused(code, message));
@@ -154,7 +178,9 @@ impl Container {
                     }
                 }
             } else if relay_at == 3 && ready[2] {
-                return Ok(End::DaemonDied);
+                // The command may have something to say, if it can without its files.
+                let _ = sys::pidfd_signal(self.init.pidfd.as_fd(), libc::SIGTERM);
+                deadline = Some(Instant::now() + LAST_WILL);
             }
         }
     }

@@ -69,7 +69,7 @@ pub struct Go;
 /// What the process between the caller and the container reports.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum OuterReport {
-    /// Pid of the union daemon (its pidfd is attached).
+    /// Pid of the union daemon (its pidfd and the FUSE device are attached).
     Daemon(i32),
     /// Pid of the container's init (its pidfd is attached).
     Init(i32),

@@ -1,7 +1,8 @@
 //! How containers begin and end: exit codes, signals, terminals, and what is left when a part of them dies.
 
 use super::world::{
-    LIMIT, ULAUNCH, World, cgroups, code, is_gone, kill, out, pid_of, text, wait_for,
+    LIMIT, ULAUNCH, World, cgroups, code, is_gone, kill, out, payload, pid_of, status_field, text,
+    wait_for,
 };
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
@@ -78,18 +79,50 @@ fn a_terminal_of_its_own() {
 #[test]
 fn a_dead_daemon_ends_the_container_and_is_named() {
     let Some(world) = World::new() else { return };
-    let launcher = world.spawn(&["--rm", "--name", "d", "--memory", "64M"], "exec sleep 60");
-    let record = world.running("d");
-    kill(pid_of(&record, "daemon"));
-    let output = launcher.wait_with_output().unwrap();
-    assert_eq!(code(&output), 125);
-    assert!(
-        text(&output).contains("union daemon died (signal 9)"),
-        "{}",
-        text(&output)
-    );
-    wait_for("init is gone", || is_gone(pid_of(&record, "init")));
-    world.assert_empty();
+    std::fs::write(world.root().join("data/big"), vec![1; 8 << 20]).unwrap();
+    for (script, last_words) in [
+        ("exec sleep 60", ""),
+        // It can without its files.
+        (
+            "trap 'echo bye; exit 0' TERM; echo ready; sleep 60 & wait",
+            "bye\n",
+        ),
+        // It takes no notice.
+        ("trap '' TERM; echo ready; while :; do :; done", ""),
+        // In the middle of something, and in a directory of the union.
+        (
+            "cd /data; while :; do cat big; ls -R /; mkdir n; rmdir n; done >/dev/null 2>&1",
+            "",
+        ),
+    ] {
+        let launcher = world.spawn(&["--rm", "--name", "d", "--memory", "64M"], script);
+        let record = world.running("d");
+        let groups = cgroups(&record);
+        let command = payload(&record);
+        if script.starts_with("trap") {
+            wait_for("the trap", || {
+                let set = |field| u64::from_str_radix(&status_field(command, field), 16).unwrap();
+                (set("SigCgt") | set("SigIgn")) & 1 << (libc::SIGTERM - 1) != 0
+            });
+        }
+        kill(pid_of(&record, "daemon"));
+        let output = launcher.wait_with_output().unwrap();
+        assert_eq!(code(&output), 125, "{script}: {}", text(&output));
+        assert_eq!(
+            String::from_utf8_lossy(&output.stderr),
+            "ulaunch: union daemon died (signal 9): the container was ended\n",
+            "{script}"
+        );
+        assert_eq!(
+            out(&output).trim_start_matches("ready\n"),
+            last_words,
+            "{script}"
+        );
+        wait_for("init is gone", || is_gone(pid_of(&record, "init")));
+        wait_for("the command is gone", || is_gone(command));
+        assert!(groups.iter().all(|dir| !dir.exists()), "{script}");
+        world.assert_empty();
+    }
 }
 
 #[test]
