@@ -5,10 +5,11 @@
 
 MERGECHECK=$TOOLS/mergecheck
 
-# merge_up: mounts the union in the foreground of a job: DAEMON is its process.
+# merge_up: mounts the union in the foreground of a job: DAEMON is its process. It has no watcher: who compares the tree
+# tells a dead mount by its error, and would find the directory below it empty.
 merge_up() {
     rm -f "$WORK/killed"
-    "$UAUFS" -f -o "br=$WORK/mb/upper=rw:$WORK/mb/middle=rw:$WORK/mb/low=ro+wh,dirren,dirperm1" "$WORK/mm" \
+    "$UAUFS" -f -o "br=$WORK/mb/upper=rw:$WORK/mb/middle=rw:$WORK/mb/low=ro+wh,dirren,dirperm1,nosupervise" "$WORK/mm" \
         2>>"$WORK/merge-daemon.log" &
     DAEMON=$!
     local tries
