@@ -11,4 +11,5 @@ mod by_the_kernel;
 mod channel;
 mod fhsm;
 mod forced;
+mod merging;
 mod mounted;

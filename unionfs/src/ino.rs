@@ -253,8 +253,9 @@ impl InoMap {
             .or_insert_with(|| self.fresh())
     }
 
-    /// For the life of the mount, this very file has this number: it is what a node shows by now
-    /// that had it before.
+    /// For the life of the mount, this very file has this number: its own is taken, or it is what a
+    /// node shows by now that had this number before. Not a later one with its inode number, and an
+    /// older one that is found to be gone only now takes nothing with it ([`Self::drop_origin`]).
     pub fn keep(&self, stat: &RealStat, node: NodeId) {
         let known = Known {
             node,
@@ -262,16 +263,6 @@ impl InoMap {
             source: None,
         };
         self.set_known(stat.dev, stat.ino, known);
-    }
-
-    /// For the life of the mount, the file `real` on `dev` has this number: its own is taken.
-    pub fn assign(&self, dev: u64, real: u64, node: NodeId) {
-        let known = Known {
-            node,
-            btime: Timestamp::default(),
-            source: None,
-        };
-        self.set_known(dev, real, known);
     }
 
     /// Remembers that the file `real` on `dev` is a copy, which keeps the number of its source.
@@ -370,5 +361,19 @@ mod tests {
                 .iter()
                 .all(|f| f.id == f.dev | 1 << 63)
         );
+    }
+
+    #[test]
+    fn a_file_that_is_gone_takes_no_number_from_the_one_that_has_its_inode_number() {
+        let time = |sec| Timestamp { sec, nsec: 1 };
+        let map = InoMap::new([(10, 1)]);
+        let mut new = crate::sys::stat::stat_fd(tempfile::tempfile().unwrap()).unwrap();
+        (new.dev, new.ino, new.btime) = (10, 5, time(2));
+        // Made between the removal of the old file and its being noted.
+        map.keep(&new, NodeId(77));
+        assert!(!map.drop_origin(10, 5, time(1)));
+        assert_eq!(map.number(&new), NodeId(77));
+        assert!(map.drop_origin(10, 5, time(2)));
+        assert_eq!(map.number(&new), NodeId(5));
     }
 }

@@ -284,7 +284,7 @@ impl Union {
             drop(node);
             self.forget(id, 1);
             id = self.inos.fresh();
-            self.inos.assign(branch.dev, stat.ino, id);
+            self.inos.keep(stat, id);
         };
         node.mark_seen(self.version());
         // In the place of a whiteout, perhaps.

@@ -200,7 +200,7 @@ impl Union {
                 // the file is open. The two must never be one node.
                 drop(node);
                 self.forget(id, references);
-                self.inos.assign(stat.dev, stat.ino, self.inos.fresh());
+                self.inos.keep(&stat, self.inos.fresh());
                 return self.file_child(parent, name, found, stat, references);
             }
             // Its copy was removed behind the union's back: the name is what lies below again.

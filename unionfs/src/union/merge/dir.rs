@@ -270,6 +270,7 @@ impl Union {
             self.hand_down(way, node, &dir, &stat, &below)?;
         }
         let upper = self.dir_fd_on(parent, way.from.id)?;
+        self.inos.note_original(&self.inos.source(&stat), node.id);
         self.change_upper(way, parent, &upper, || {
             with_write_permission(&upper, || {
                 rustix::fs::unlinkat(&upper, name, AtFlags::REMOVEDIR)
@@ -414,7 +415,6 @@ impl Union {
         node: &Arc<Node>,
         stat: &RealStat,
     ) -> Result<()> {
-        self.inos.note_original(&self.inos.source(stat), node.id);
         self.drop_redirect(&way.from, stat.ino);
         if self.inos.drop_origin(stat.dev, stat.ino, stat.btime) {
             self.record_gone(&way.from, stat.ino);

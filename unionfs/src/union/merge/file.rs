@@ -3,7 +3,6 @@
 use super::raw::{Times, drop_whiteout};
 use super::{Outcome, Reason, Way};
 use crate::branch::Branch;
-use crate::branch::log::Origin;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
 use crate::node::{Namespace, Node, Place, Present};
@@ -215,9 +214,12 @@ impl Union {
             self.inos.forget_real(way.to.dev, copy.stat.ino);
             return Err(err);
         }
+        // A later file that gets the inode number of the old one is another file. (It may get it as
+        // soon as the old one is gone.)
+        self.inos.note_original(&origin.source, node.id);
         self.leave_upper(way, parent, &upper, &lower, name)?;
         drop(times);
-        self.switched(way, parent, &mut ns, name, node, stat, copy, origin)?;
+        self.switched(way, parent, &mut ns, name, node, stat, copy)?;
         Ok(Outcome::Moved(stat.size))
     }
 
@@ -331,7 +333,6 @@ impl Union {
         node: &Arc<Node>,
         stat: &RealStat,
         copy: &Copy<'_>,
-        origin: Origin,
     ) -> Result<()> {
         self.moved_to(node, &way.to, copy, Place::Named);
         node.update_home(|h| {
@@ -340,8 +341,6 @@ impl Union {
         if let Some(file) = &copy.file {
             self.opens.moved(node.id, way.to.id, file);
         }
-        // A later file that gets the inode number of the old one is another file.
-        self.inos.note_original(&origin.source, node.id);
         if self.inos.drop_origin(stat.dev, stat.ino, stat.btime) {
             self.record_gone(&way.from, stat.ino);
         }

@@ -8,7 +8,7 @@
 use super::raw::Times;
 use super::{Outcome, Reason, Way};
 use crate::branch::Store;
-use crate::branch::log::{Origin, Record};
+use crate::branch::log::{Origin, Record, Source};
 use crate::branch::plinks::plink_name;
 use crate::errno::{Errno, Result};
 use crate::node::{Namespace, Node, Place, Present};
@@ -261,6 +261,10 @@ impl Union {
         } else {
             self.link_below(way, parent, &lower, name, node, plink)?;
         }
+        let source = self.inos.source(&now);
+        if now.nlink == 1 {
+            self.inos.note_original(&source, node.id);
+        }
         self.leave_upper(way, parent, &upper, &lower, name)?;
         drop(times);
         node.update_home(|h| {
@@ -268,7 +272,7 @@ impl Union {
             (h.linked, h.place) = (true, Place::Named);
         });
         if now.nlink == 1 {
-            self.last_link_gone(way, node, &now, plink);
+            self.last_link_gone(way, node, &now, source, plink);
         }
         let below = self.visible_below(parent, way.to.id, name)?;
         if let Some(index) = &mut ns.index {
@@ -322,11 +326,16 @@ impl Union {
     }
 
     /// The upper branch has no name of the file any more.
-    fn last_link_gone(&self, way: &Way, node: &Arc<Node>, old: &RealStat, plink: Plink) {
-        let source = self.inos.source(old);
+    fn last_link_gone(
+        &self,
+        way: &Way,
+        node: &Arc<Node>,
+        old: &RealStat,
+        source: Source,
+        plink: Plink,
+    ) {
         // Nothing else can have names of it, whatever a crash made of their count.
         let was_source = source.ino == old.ino && source == plink.source;
-        self.inos.note_original(&source, node.id);
         if self.inos.drop_origin(old.dev, old.ino, old.btime) {
             self.record_gone(&way.from, old.ino);
         }
