@@ -102,6 +102,32 @@ fn which_follows_renamed_directories_and_pseudo_links() {
 }
 
 #[test]
+fn a_mark_is_named_as_one() {
+    let Some(m) = Mounted::new(&["b0"], "br=b0=rw") else {
+        return;
+    };
+    let out = m.run(&["which", "m/.wh.file"]);
+    assert_eq!(
+        text(&out.stderr),
+        "uaufs: m/.wh.file: no name in a union, but a mark: ask about the name behind `.wh.` (EPERM)\n"
+    );
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let Some(m) = Mounted::new(&["b0"], "br=b0=rw") else {
+        return;
+    };
+    for args in [&["stats", "m"][..], &["stats", "--json", "m"], &["--help"]] {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        drop(reader);
+        let out = m.command(args).stdout(writer).output().unwrap();
+        assert_eq!(text(&out.stderr), "", "{args:?}");
+        assert_eq!(out.status.code(), Some(141), "{args:?}");
+    }
+}
+
+#[test]
 fn busy_names_processes_and_their_files() {
     let Some(m) = Mounted::new(&["b0", "b1"], "br=b0=rw:b1=ro") else {
         return;

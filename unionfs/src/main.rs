@@ -15,12 +15,25 @@ use unionfs::spec::{MountSpec, Unknown};
 fn main() -> ExitCode {
     match parse_and_run() {
         Ok(code) => ExitCode::from(code),
+        // As a program that SIGPIPE ends: whoever reads has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::from(128 + 13),
         Err(error) => {
             eprintln!("uaufs: {error:#}");
             let usage = error.downcast_ref::<UsageError>();
             ExitCode::from(usage.map_or(1, |error| error.code))
         }
     }
+}
+
+/// Did the reader of the output go away?
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let kind = match cause.downcast_ref::<serde_json::Error>() {
+            Some(json) => json.io_error_kind(),
+            None => cause.downcast_ref::<std::io::Error>().map(|e| e.kind()),
+        };
+        kind == Some(std::io::ErrorKind::BrokenPipe)
+    })
 }
 
 fn parse_and_run() -> anyhow::Result<u8> {

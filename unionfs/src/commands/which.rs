@@ -78,6 +78,9 @@ fn look_up(path: &Path) -> Result<Which, SetupError> {
         what: match errno {
             Errno::NOTTY => "in no mounted union".to_owned(),
             Errno::NOENT => "no such directory in the union".to_owned(),
+            Errno::PERM => {
+                "no name in a union, but a mark: ask about the name behind `.wh.`".to_owned()
+            }
             _ => "cannot be asked about".to_owned(),
         },
         errno,
