@@ -35,6 +35,18 @@ pub struct Layer {
     pub sealed: bool,
 }
 
+impl Layer {
+    /// One that is reached by the directory's name in its parent.
+    pub fn named(branch: BranchId, real: u64) -> Self {
+        Self {
+            branch,
+            real,
+            path: None,
+            sealed: false,
+        }
+    }
+}
+
 /// The layers of a directory, topmost first; replaced as a whole.
 pub type Layers = Arc<LayerList>;
 

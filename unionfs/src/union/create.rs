@@ -262,13 +262,7 @@ impl Union {
             place: Place::Named,
         };
         let layers = (stat.kind() == Kind::Dir).then(|| {
-            let layer = Layer {
-                branch: branch.id,
-                real: stat.ino,
-                path: None,
-                sealed: false,
-            };
-            let one: LayerList = smallvec![layer];
+            let one: LayerList = smallvec![Layer::named(branch.id, stat.ino)];
             Layers::new(one)
         });
         let node = loop {

@@ -44,7 +44,7 @@ impl Union {
             match self.with_descriptors(|| self.open_layer(&home, layer)) {
                 Ok(fd) => {
                     let fd = Arc::new(fd);
-                    self.cache_dir_fd(node, layer.branch, layer.real, &fd);
+                    self.cache_dir_fd(node, layer.branch, layer.real, fd.clone());
                     return Ok(fd);
                 }
                 Err(err) => last = err,
@@ -78,9 +78,9 @@ impl Union {
 
     /// Caches a descriptor of a directory as long as the node has that layer: it goes with it
     /// ([`Self::give_layers`] changes the layers before it looks for descriptors).
-    pub(super) fn cache_dir_fd(&self, node: &Node, branch: BranchId, real: u64, fd: &Arc<OwnedFd>) {
+    pub(super) fn cache_dir_fd(&self, node: &Node, branch: BranchId, real: u64, fd: Arc<OwnedFd>) {
         let key = (node.id, branch, real);
-        self.dir_fds.insert(key, fd.clone());
+        self.dir_fds.insert(key, fd);
         if !has_layer(node, branch, real) {
             self.dir_fds.remove(key);
         }

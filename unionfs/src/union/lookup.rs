@@ -296,7 +296,7 @@ impl Union {
         }
         node.mark_seen(version);
         for (branch, real, fd) in fds {
-            self.cache_dir_fd(&node, branch, real, &Arc::new(fd));
+            self.cache_dir_fd(&node, branch, real, Arc::new(fd));
         }
         Ok(Child {
             node,
@@ -421,12 +421,7 @@ impl Union {
             let fd = self.with_descriptors(|| open_subdir(&at, name))?;
             // What is behind the name may have been replaced since it was looked at.
             let real = stat_fd(&fd)?.ino;
-            layers.push(Layer {
-                branch: id,
-                real,
-                path: None,
-                sealed: false,
-            });
+            layers.push(Layer::named(id, real));
             let last = i + 1 == found.layers.len();
             if branch.honours_whiteouts() {
                 if let Some(lower) = self.redirect_of(&branch, &fd, &stat)? {

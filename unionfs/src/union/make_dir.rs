@@ -1,17 +1,19 @@
 //! Directories that a branch lacks, made on it so that something can be put there.
 
 use super::Union;
-use super::copyup::How;
+use super::copyup::{Copy, How};
+use crate::branch::Branch;
 use crate::branch::times::keep_times;
 use crate::errno::{Errno, Result};
 use crate::node::index::Found;
 use crate::node::{Home, Layer, Namespace, Node, Place};
 use crate::sys::loc::open_subdir;
 use crate::sys::stat::{stat_at, stat_fd};
-use crate::sys::{Loc, with_write_permission};
+use crate::sys::{Loc, RealStat, with_write_permission};
 use crate::types::*;
 use rustix::fd::OwnedFd;
 use rustix::fs::AtFlags;
+use smallvec::smallvec;
 use std::sync::Arc;
 
 impl Union {
@@ -46,16 +48,7 @@ impl Union {
         }
         let branch = self.branch(target)?;
         let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
-        let (source_branch, source) = self.place_locked(node)?;
-        let stat = source_branch.shown(&source, source.stat()?)?;
-        let mut copy = self.build_copy(
-            node,
-            &branch,
-            &source_branch,
-            &source,
-            &stat,
-            How::default(),
-        )?;
+        let (mut copy, stat) = self.copy_of_dir(node, &branch)?;
         self.note_strangers(&parent, &mut above);
         let dir = self.dir_fd_on(&parent, target)?;
         let before = stat_fd(&dir)?;
@@ -92,9 +85,21 @@ impl Union {
         }
         keep_times(&dir, &before);
         self.add_layer(node, target, copy.stat.ino, is_top);
-        self.cache_dir_fd(node, target, copy.stat.ino, &fd);
+        self.cache_dir_fd(node, target, copy.stat.ino, fd);
         self.index_new_layer(&parent, &mut above, &home, target, copy.stat.ino);
         Ok(())
+    }
+
+    /// A copy of a directory, without a name yet, and what it is a copy of. The directory is locked.
+    fn copy_of_dir<'a>(
+        &self,
+        node: &Arc<Node>,
+        target: &'a Branch,
+    ) -> Result<(Copy<'a>, RealStat)> {
+        let (from, source) = self.place_locked(node)?;
+        let stat = from.shown(&source, source.stat()?)?;
+        let copy = self.build_copy(node, target, &from, &source, &stat, How::default())?;
+        Ok((copy, stat))
     }
 
     /// A directory that was removed while it is open is copied for those who have it open: the copy
@@ -109,22 +114,13 @@ impl Union {
         }
         let branch = self.branch(target)?;
         let store = branch.store.as_ref().ok_or(Errno::ROFS)?;
-        let (from, source) = self.place_locked(node)?;
-        let stat = from.shown(&source, source.stat()?)?;
-        let how = How::default();
-        let mut copy = self.build_copy(node, &branch, &from, &source, &stat, how)?;
+        let (mut copy, _) = self.copy_of_dir(node, &branch)?;
         let fd = Arc::new(open_subdir(store.tmp(), &copy.temp)?);
         rustix::fs::unlinkat(store.tmp(), &*copy.temp, AtFlags::REMOVEDIR)?;
         copy.published = true;
-        let (branch, real) = (target, copy.stat.ino);
-        let layer = Layer {
-            branch,
-            real,
-            path: None,
-            sealed: false,
-        };
-        self.give_layers(node, [layer].into_iter().collect(), None);
-        node.update_home(|h| (h.branch, h.real, h.place) = (branch, real, Place::Pinned(fd)));
+        let real = copy.stat.ino;
+        self.give_layers(node, smallvec![Layer::named(target, real)], None);
+        node.update_home(|h| (h.branch, h.real, h.place) = (target, real, Place::Pinned(fd)));
         Ok(())
     }
 
@@ -139,15 +135,7 @@ impl Union {
             .iter()
             .position(|l: &Layer| self.is_above(branch, l.branch))
             .unwrap_or(layers.len());
-        layers.insert(
-            at,
-            Layer {
-                branch,
-                real,
-                path: None,
-                sealed: false,
-            },
-        );
+        layers.insert(at, Layer::named(branch, real));
         self.give_layers(node, layers, None);
         if is_top {
             node.update_home(|h| (h.branch, h.real) = (branch, real));

@@ -113,7 +113,7 @@ impl Union {
         (home.linked, home.branch, home.real) = (true, found.top, stat.ino);
         self.replace_layers(node, home, layers);
         for (branch, real, fd) in fds {
-            self.cache_dir_fd(node, branch, real, &Arc::new(fd));
+            self.cache_dir_fd(node, branch, real, Arc::new(fd));
         }
         Ok(())
     }

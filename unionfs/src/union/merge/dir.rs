@@ -191,7 +191,7 @@ impl Union {
         drop(times);
         let is_top = false;
         self.add_layer(node, way.to.id, copy.stat.ino, is_top);
-        self.cache_dir_fd(node, way.to.id, copy.stat.ino, &fd);
+        self.cache_dir_fd(node, way.to.id, copy.stat.ino, fd);
         forget_stamps(&mut own);
         let home = node.home();
         self.index_new_layer(parent, &mut above, &home, way.to.id, copy.stat.ino);

@@ -261,9 +261,9 @@ impl Union {
         } else {
             self.link_below(way, parent, &lower, name, node, plink)?;
         }
-        let source = self.inos.source(&now);
-        if now.nlink == 1 {
-            self.inos.note_original(&source, node.id);
+        let last = (now.nlink == 1).then(|| self.inos.source(&now));
+        if let Some(source) = &last {
+            self.inos.note_original(source, node.id);
         }
         self.leave_upper(way, parent, &upper, &lower, name)?;
         drop(times);
@@ -271,7 +271,7 @@ impl Union {
             (h.parent, h.name) = (Some(parent.clone()), Name::from_slice(name));
             (h.linked, h.place) = (true, Place::Named);
         });
-        if now.nlink == 1 {
+        if let Some(source) = last {
             self.last_link_gone(way, node, &now, source, plink);
         }
         let below = self.visible_below(parent, way.to.id, name)?;
