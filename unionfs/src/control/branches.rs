@@ -98,7 +98,7 @@ impl Live {
             if force && self.move_away(id, &mut moved, &held) {
                 continue;
             }
-            match self.union.del_branch(id, &held, self.unseen_opens()) {
+            match self.union.del_branch(id, &held) {
                 Ok(()) => return Ok(self.changed()),
                 Err(LiveError::Busy(nodes)) => in_use = nodes,
                 Err(other) => return Err(failure("del", path, other)),

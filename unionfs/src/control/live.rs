@@ -79,7 +79,7 @@ impl Live {
     }
 
     /// Does the kernel open files without asking?
-    pub(super) fn unseen_opens(&self) -> bool {
+    fn unseen_opens(&self) -> bool {
         self.plan
             .get()
             .is_none_or(|plan| plan.opens == Opens::ZeroMessage)

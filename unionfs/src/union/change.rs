@@ -136,16 +136,10 @@ impl Union {
     /// Removes a branch.
     ///
     /// `held`: nodes that are only there and that somebody uses, as far as the caller found out.
-    /// `unseen_opens`: opens are not reported, so whatever the kernel knows may be open.
     ///
     /// # Errors
     /// EBUSY for the last one; [`LiveError::Busy`] with what is in use.
-    pub fn del_branch(
-        &self,
-        id: BranchId,
-        held: &FxHashSet<NodeId>,
-        unseen_opens: bool,
-    ) -> Result<(), LiveError> {
+    pub fn del_branch(&self, id: BranchId, held: &FxHashSet<NodeId>) -> Result<(), LiveError> {
         let closed = self.quiet()?;
         let stack = self.stack();
         let old = stack.get(id).ok_or_else(no_branch)?.clone();
@@ -155,6 +149,7 @@ impl Union {
             return Err(SetupError::path(&old.path, Errno::BUSY, what).into());
         }
         let only = self.nodes_only_on(id);
+        let unseen_opens = self.opens.are_unseen();
         let in_use = |n: &&Arc<Node>| {
             n.open_count() > 0 || held.contains(&n.id) || (unseen_opens && n.kind != Kind::Dir)
         };

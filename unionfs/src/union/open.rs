@@ -36,7 +36,12 @@ pub(super) struct OpenTable {
 impl OpenTable {
     /// May somebody have this file open?
     pub(super) fn may_be_open(&self, node: &Node) -> bool {
-        node.open_count() > 0 || node.kind == Kind::File && self.unseen.load(Ordering::Relaxed)
+        node.open_count() > 0 || node.kind == Kind::File && self.are_unseen()
+    }
+
+    /// See [`Union::set_unseen_opens`].
+    pub(super) fn are_unseen(&self) -> bool {
+        self.unseen.load(Ordering::Relaxed)
     }
 
     pub(super) fn remove(&self, node: NodeId) {
