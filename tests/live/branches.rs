@@ -34,6 +34,12 @@ fn ino(m: &Mounted, name: &str) -> u64 {
     fs::metadata(m.path(name)).unwrap().ino()
 }
 
+/// Open for reading and writing.
+pub fn open_both(m: &Mounted, name: &str) -> File {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).open(m.path(name)).unwrap()
+}
+
 pub fn rest_of(file: &mut File) -> String {
     file.seek(SeekFrom::Start(0)).unwrap();
     let mut text = String::new();
@@ -95,11 +101,7 @@ fn an_open_file_keeps_its_data_when_its_name_shows_another() {
     in_both_modes(&["b0", "b1", "new"], "br=b0=rw:b1=ro", |m| {
         m.put("b1/d/file", "lower");
         m.put("b1/hidden/file", "below");
-        let mut open = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(m.path("m/d/file"))
-            .unwrap();
+        let mut open = open_both(m, "m/d/file");
         let mut hidden = File::open(m.path("m/hidden/file")).unwrap();
         m.put("new/d/file", "other");
         m.put("new/hidden", "a file now");
@@ -130,12 +132,7 @@ fn an_open_file_keeps_its_data_when_a_copy_of_it_comes_with_a_branch() {
         m.ctl(&["prepend", "b0=rw"]);
         m.ctl(&["del", "copies"]);
         let mut read = File::open(m.path("m/read")).unwrap();
-        let mut both = OpenOptions::new();
-        let mut written = both
-            .read(true)
-            .write(true)
-            .open(m.path("m/written"))
-            .unwrap();
+        let mut written = open_both(m, "m/written");
         assert_eq!(rest_of(&mut read), "as it lay below");
         assert_eq!(rest_of(&mut written), "as it lay below");
         m.ctl(&["add", "1", "copies=ro"]);

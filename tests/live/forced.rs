@@ -1,14 +1,14 @@
 //! `uaufs ctl MOUNTPOINT del --force`: what is held is copied up first.
 #![allow(unsafe_code)]
 
-use crate::branches::{rest_of, with_files};
+use crate::branches::{open_both, rest_of, with_files};
 use crate::mounted::{Mounted, eventually, text};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
@@ -84,12 +84,7 @@ fn what_is_in_use_can_be_copied_up_first_and_nothing_else_is() {
     ];
     with_files(&["b0", "b1", "b2"], &files, "br=b0=rw:b1=ro:b2=ro", |m| {
         let mut read = File::open(m.path("m/d/read")).unwrap();
-        let mut both = OpenOptions::new();
-        let mut written = both
-            .read(true)
-            .write(true)
-            .open(m.path("m/d/written"))
-            .unwrap();
+        let mut written = open_both(m, "m/d/written");
         let map = Mapping::of(File::open(m.path("m/d/mapped")).unwrap());
         let mut inside = Command::new("sleep")
             .arg("60")
