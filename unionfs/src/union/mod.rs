@@ -6,6 +6,7 @@
 mod absent;
 mod attr;
 mod change;
+mod copying;
 mod copyup;
 mod counts;
 mod create;
@@ -61,7 +62,7 @@ pub use held::OnlyThere;
 pub use which::{Instance, Whereabouts};
 
 use absent::AbsentNames;
-use copyup::CopyUps;
+use copying::CopyUps;
 use discard::Trash;
 use gate::{Gate, Inside};
 use links::LinkTable;

@@ -1,7 +1,7 @@
 //! Building a union from what was asked for.
 
 use super::absent::AbsentNames;
-use super::copyup::CopyUps;
+use super::copying::CopyUps;
 use super::discard::Trash;
 use super::gate::Gate;
 use super::links::{LinkTable, Plink};
@@ -259,12 +259,7 @@ fn recover(branch: &Arc<Branch>, recovered: &Recovered, inos: &InoMap, links: &L
 pub(super) fn root_layers(branches: &[Arc<Branch>]) -> LayerList {
     let mut layers = SmallVec::new();
     for branch in branches.iter().filter(|b| !b.perm.data_only) {
-        layers.push(Layer {
-            branch: branch.id,
-            real: branch.root_ino,
-            path: None,
-            sealed: false,
-        });
+        layers.push(Layer::named(branch.id, branch.root_ino));
         // An opaque mark in a branch root hides the branches below (OCI images have them).
         if branch.honours_whiteouts() && branch.is_opaque(&branch.root).unwrap_or(false) {
             break;
